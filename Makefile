@@ -1,0 +1,38 @@
+# Every target sets itself up: the first one that runs creates $(VENV) and installs what it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# torch first and pinned: an unpinned torch would pull another build.
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help demo test check format clean
+help:
+	@echo "make demo    train, fit and generate on real data in about 6 minutes; writes runs/demo/report.md"
+	@echo "make test    run the tests"
+	@echo "make check   ruff (lint and format) and mypy"
+	@echo "make format  let ruff rewrite the files"
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) torch
+	$(PIP_INSTALL) --editable '.[train,dev]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/python -m train.demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache runs

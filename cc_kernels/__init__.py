@@ -1,0 +1,21 @@
+"""Fused kernels for cross-lingual fine-tuning, usable without `cc_model` and without transformers.
+
+Every op has a plain-PyTorch definition in `cc_kernels.reference`, which is its specification and its CPU
+implementation. `use_backend` chooses between it and the Triton kernels.
+"""
+
+from cc_kernels.backend import use_backend
+from cc_kernels.ops import add_rows, capture_rows, connect, decide, gate_up_swiglu, swiglu, transform_rows
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "add_rows",
+    "capture_rows",
+    "connect",
+    "decide",
+    "gate_up_swiglu",
+    "swiglu",
+    "transform_rows",
+    "use_backend",
+]

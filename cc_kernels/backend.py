@@ -1,0 +1,82 @@
+"""Which implementation of an op runs: the dispatch point of `cc_kernels`.
+
+`auto` runs the Triton kernel of an op for tensors on a GPU and the plain-PyTorch reference for everything else.
+`torch` and `triton` ask for one of them, and a request that cannot be served raises instead of running the other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+BACKENDS = ("auto", "torch", "triton")
+GPU_TYPES = frozenset({"cuda", "xpu"})  # ROCm devices call themselves "cuda"
+
+Implementation = Callable[..., Any]
+_triton_implementations: dict[str, Implementation] = {}
+_requested = "auto"
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Choose the implementation of every op inside the `with` block; the previous choice comes back at its end.
+
+    The choice holds for the whole process, not for one thread.
+
+    Args:
+        name: `"auto"` (Triton on GPU tensors, reference otherwise), `"torch"` (reference everywhere) or `"triton"`
+            (on CPU tensors only under `TRITON_INTERPRET=1`).
+
+    Raises:
+        ValueError: `name` is none of the three.
+
+    Example:
+        >>> import torch
+        >>> from cc_kernels import swiglu, use_backend
+        >>> with use_backend("torch"):
+        ...     swiglu(torch.zeros(2, 3), torch.ones(2, 3)).shape
+        torch.Size([2, 3])
+    """
+    global _requested
+    if name not in BACKENDS:
+        raise ValueError(f"name: expected one of {BACKENDS}, got {name!r}")
+    previous, _requested = _requested, name
+    try:
+        yield
+    finally:
+        _requested = previous
+
+
+def register_triton(op: str, implementation: Implementation) -> None:
+    """Make `implementation` the Triton implementation of the op called `op` (same arguments as the reference)."""
+    _triton_implementations[op] = implementation
+
+
+def interpreting() -> bool:
+    """Whether Triton interprets kernels on the CPU (`TRITON_INTERPRET=1`), read at each call."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def choose(op: str, tensor: torch.Tensor, reference: Implementation) -> Implementation:
+    """The implementation of `op` for data like `tensor`: `reference`, or the registered Triton one.
+
+    Raises:
+        RuntimeError: the Triton backend was requested and cannot serve this call.
+    """
+    if _requested == "torch":
+        return reference
+    on_gpu = tensor.device.type in GPU_TYPES
+    if _requested == "auto":
+        return _triton_implementations.get(op, reference) if on_gpu else reference
+    if op not in _triton_implementations:
+        raise RuntimeError(f"use_backend('triton'): {op} has no Triton implementation in this installation")
+    if not on_gpu and not interpreting():
+        raise RuntimeError(
+            f"use_backend('triton'): {op} expected a GPU tensor, got one on {tensor.device}; "
+            "set TRITON_INTERPRET=1 to run the kernel interpreted on the CPU"
+        )
+    return _triton_implementations[op]

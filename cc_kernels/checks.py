@@ -1,0 +1,58 @@
+"""Argument checks shared by the public ops. They read shapes and dtypes only: no data, no synchronisation."""
+
+from __future__ import annotations
+
+import torch
+
+
+def check_float(name: str, tensor: object, ndim: int | None = None) -> torch.Tensor:
+    """`tensor` as a floating-point tensor of `ndim` dimensions (any when None), or an error that names it."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name}: expected a floating-point dtype, got {tensor.dtype}")
+    if ndim is not None and tensor.ndim != ndim:
+        raise ValueError(f"{name}: expected {ndim} dimensions, got shape {tuple(tensor.shape)}")
+    return tensor
+
+
+def check_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...], meaning: str) -> None:
+    """Raise unless `tensor` has the shape `expected`; `meaning` names its axes in the message."""
+    if tuple(tensor.shape) != expected:
+        raise ValueError(f"{name}: expected shape {meaning} = {expected}, got {tuple(tensor.shape)}")
+
+
+def check_same(name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
+    """Raise unless the two tensors have the same dtype and lie on the same device."""
+    if tensor.dtype != other.dtype:
+        raise TypeError(f"{name}: expected the dtype of {other_name}, {other.dtype}, got {tensor.dtype}")
+    check_device(name, tensor, other_name, other)
+
+
+def check_device(name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
+    """Raise unless the two tensors lie on the same device."""
+    if tensor.device != other.device:
+        raise ValueError(f"{name}: expected the device of {other_name}, {other.device}, got {tensor.device}")
+
+
+def check_rows(name: str, rows: object, like: torch.Tensor, count: int | None = None) -> torch.Tensor:
+    """`rows` as a 1-d integer tensor of row indices on the device of `like`, or an error that names it."""
+    if not isinstance(rows, torch.Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(rows).__name__}")
+    if rows.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name}: expected int64 or int32 indices, got {rows.dtype}")
+    if rows.ndim != 1:
+        raise ValueError(f"{name}: expected 1 dimension, got shape {tuple(rows.shape)}")
+    if count is not None and rows.shape[0] != count:
+        raise ValueError(f"{name}: expected {count} indices, got {rows.shape[0]}")
+    check_device(name, rows, "x", like)
+    return rows
+
+
+def check_inference(op: str, **tensors: torch.Tensor) -> None:
+    """Raise when a gradient would be needed through the inference-only op `op`."""
+    if not torch.is_grad_enabled():
+        return
+    for name, tensor in tensors.items():
+        if tensor.requires_grad:
+            raise RuntimeError(f"{op} is inference only: {name} requires a gradient; call it under torch.no_grad()")

@@ -1,0 +1,86 @@
+"""`decide`: the Decision Maker, which chooses one layer's activation for each row.
+
+    z[k] = W (mean_l V[l,k] + e[k])                 W: (L, d), no bias
+    z[k] = mean_l (V[l,k] Fₗ) + W e[k]              with a folded `bank_weight` F = M Wᵀ, for activations before M
+    y = softmax((z + g) / τ)                        g: Gumbel noise, or none
+    out = y, or onehot(argmax y) with the gradient of y (straight-through) when `hard`
+
+Shapes: bank V `(L, K, d)`, embeds e `(K, d)`, weight W `(L, d)`, noise g `(K, L)`, out `(K, L)` in fp32 (fp64 for fp64
+inputs). Bytes moved by a fused implementation: the bank once, the embeddings and W once.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from cc_kernels import reference
+from cc_kernels.backend import choose
+from cc_kernels.checks import check_device, check_float, check_same, check_shape
+
+
+def check_decision(
+    bank: Tensor, embeds: Tensor, weight: Tensor, noise: Tensor | None, temperature: float, bank_weight: Tensor | None
+) -> None:
+    """Raise unless the arguments shared by `decide` and `connect` fit together; see `decide`."""
+    layers, rows, width = check_float("bank", bank, ndim=3).shape
+    check_float("embeds", embeds, ndim=2)
+    check_float("weight", weight, ndim=2)
+    if layers == 0:
+        raise ValueError(f"bank: expected at least one layer, got shape {tuple(bank.shape)}")
+    check_shape("embeds", embeds, (rows, width), "(K, d)")
+    check_shape("weight", weight, (layers, width), "(L, d)")
+    check_same("embeds", embeds, "bank", bank)
+    check_device("weight", weight, "bank", bank)
+    if noise is not None:
+        check_shape("noise", check_float("noise", noise, ndim=2), (rows, layers), "(K, L)")
+        check_device("noise", noise, "bank", bank)
+    if bank_weight is not None:
+        check_float("bank_weight", bank_weight)
+        folded = (width, layers) if bank_weight.ndim == 2 else (layers, width, layers)
+        check_shape("bank_weight", bank_weight, folded, "(d, L)" if bank_weight.ndim == 2 else "(L, d, L)")
+        check_device("bank_weight", bank_weight, "bank", bank)
+    if not temperature > 0:
+        raise ValueError(f"temperature: expected a number above 0, got {temperature!r}")
+
+
+def decide(
+    bank: Tensor,
+    embeds: Tensor,
+    weight: Tensor,
+    noise: Tensor | None = None,
+    temperature: float = 1.0,
+    hard: bool = True,
+    bank_weight: Tensor | None = None,
+) -> Tensor:
+    """Weights of the layers for each row; differentiable in `bank`, `embeds` and `weight`.
+
+    Args:
+        bank: captured activations V, `(L, K, d)`, floating point.
+        embeds: input token embeddings e at the connection index, `(K, d)`, the dtype of `bank`.
+        weight: the Decision Maker's W, `(L, d)`, floating point.
+        noise: Gumbel noise g, `(K, L)`; None decides by the logits alone.
+        temperature: τ above 0, without unit.
+        hard: one-hot weights with the softmax's gradient (straight-through); False gives the softmax itself.
+        bank_weight: the folded `M Wᵀ` in fp32, `(d, L)`, or `(L, d, L)` for a matrix per layer. The bank then holds
+            activations before the Transform Matrix.
+
+    Returns:
+        `(K, L)`, fp32 (fp64 for fp64 inputs). Each row sums to 1.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor, or the dtypes of bank and embeds differ.
+        ValueError: wrong shape, different devices, or a temperature that is not above 0.
+
+    Source: CC-Tuning section 3.2; Gumbel softmax: Jang et al. 2017, arXiv 1611.01144.
+
+    Example:
+        >>> import torch
+        >>> bank = torch.eye(2)[:, None]  # two layers, one row, d = 2
+        >>> decide(bank, torch.zeros(1, 2), torch.tensor([[1.0, 0.0], [0.0, 3.0]]))
+        tensor([[0., 1.]])
+    """
+    check_decision(bank, embeds, weight, noise, temperature, bank_weight)
+    return choose("decide", bank, reference.decide)(bank, embeds, weight, noise, temperature, hard, bank_weight)
+
+
+__all__ = ["decide"]
