@@ -1,0 +1,160 @@
+"""`generate` with the connection: what is set up around the stock `generate`, and which modes are refused."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.generation.configuration_utils import GenerationMode
+
+from cc_model.generation_state import GenerationState, current_generation
+from cc_model.passes import active
+
+logger = logging.getLogger("cc_model")
+
+CONNECTING_MODES = frozenset(
+    {
+        GenerationMode.GREEDY_SEARCH,
+        GenerationMode.SAMPLE,
+        GenerationMode.BEAM_SEARCH,
+        GenerationMode.BEAM_SAMPLE,
+        GenerationMode.ASSISTED_GENERATION,
+    }
+)
+PIVOT_ARGUMENTS = ("pivot_input_ids", "pivot_attention_mask", "pivot_index")
+
+
+def connected_generate(model: Any, stock: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`model.generate` with the cross-lingual connection, made exactly once for each prompt.
+
+    With a Transform Matrix set the connection is simulated from the prompt's own activations, in one prefill. Given
+    `pivot_input_ids` the English prompt is read instead. With neither, this is the plain model's `generate`, which is
+    said once. Greedy search, sampling, beam search, several returned sequences, assisted generation, left-padded
+    batches, caches with earlier turns, static caches, chunked prefill and `use_cache=False` are supported.
+
+    Args:
+        model: the patched model.
+        stock: its stock `generate`.
+        args: positional arguments of `generate`.
+        kwargs: its keyword arguments, and of ours: `connection_index` `(B,)` within the given prompt tokens (default:
+            the last one; −1: no connection for the row), `pivot_input_ids` `(B, S)`, `pivot_attention_mask` `(B, S)`,
+            `pivot_index` `(B,)`.
+
+    Raises:
+        ValueError: a right-padded prompt, an index out of range, or a mode that cannot connect (the message names it).
+    """
+    index = kwargs.pop("connection_index", None)
+    pivot = {name: kwargs.pop(name, None) for name in PIVOT_ARGUMENTS}
+    connection = model.cc
+    has_pivot = pivot["pivot_input_ids"] is not None
+    if connection.enabled and not has_pivot:
+        for name in PIVOT_ARGUMENTS[1:]:
+            if pivot[name] is not None:
+                raise ValueError(f"{name}: expected together with pivot_input_ids, got it without")
+        if connection.transform_matrix is None and connection.say_once("no matrix"):
+            logger.warning("generate: no Transform Matrix is set, so this is the plain model (fit_transform_matrix)")
+        if connection.simulates and model.training and connection.say_once("training"):
+            logger.warning("generate: the model is in training mode, where it does not connect; call model.eval()")
+    if not connection.enabled or not (has_pivot or (connection.simulates and not model.training)):
+        return stock(*args, **kwargs)
+    _refuse_unsupported_arguments(kwargs)
+    state = _state(model, args, kwargs, index, pivot if has_pivot else None)
+    previous = getattr(active, "generation", None)
+    active.generation = state
+    try:
+        return stock(*args, **kwargs)
+    finally:
+        active.generation = previous
+
+
+def _state(
+    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], index: Any, pivot: dict[str, Tensor | None] | None
+) -> GenerationState:
+    """Where the prompt starts and ends and where it connects, checked."""
+    prompt = args[0] if args else kwargs.get("inputs")
+    if kwargs.get("inputs_embeds") is not None:
+        prompt = kwargs["inputs_embeds"]
+    elif prompt is None:
+        prompt = kwargs.get("input_ids")
+    rows, given = (1, 1) if prompt is None else prompt.shape[:2]
+    device = model.device if prompt is None else prompt.device
+    mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+    if isinstance(mask, Tensor) and mask.ndim == 2 and not bool((mask[:, -1] != 0).all()):
+        raise ValueError(
+            "attention_mask: expected left-padded prompts (padding_side='left'), got right padding: generated tokens "
+            "would follow the padding and the connection"
+        )
+    past = 0 if cache is None else int(cache.get_seq_length())
+    end = mask.shape[1] if isinstance(mask, Tensor) and kwargs.get("inputs_embeds") is None else given
+    if index is None:
+        index = torch.full((rows,), end - 1, device=device)
+        return GenerationState(model, past, index, (end - 1, end - 1), _pivot_arguments(pivot, rows))
+    return GenerationState(model, past, *_given_index(index, rows, given, end, past), _pivot_arguments(pivot, rows))
+
+
+def _given_index(index: Any, rows: int, given: int, end: int, past: int) -> tuple[Tensor, tuple[int, int]]:
+    """A `connection_index` argument as positions in the whole sequence, and their smallest and largest."""
+    if not isinstance(index, Tensor) or index.is_floating_point() or tuple(index.shape) != (rows,):
+        got = tuple(index.shape) if isinstance(index, Tensor) else type(index).__name__
+        raise ValueError(f"connection_index: expected integers of shape (B,) = ({rows},), got {got}")
+    low, high = int(index.amin()), int(index.amax())
+    if low < -1 or high >= given:
+        raise ValueError(f"connection_index: expected −1 or an index in [0, {given}), got {low} … {high}")
+    offset = end - given
+    absolute = torch.where(index >= 0, index + offset, -1)
+    connected = absolute[index >= 0]
+    if connected.numel() == 0:
+        return absolute, (0, -1)
+    bounds = int(connected.amin()), int(connected.amax())
+    if bounds[0] < past:
+        raise ValueError(
+            f"connection_index: expected a token that is not in the cache yet (index {past - offset} or later), "
+            f"got {bounds[0] - offset}"
+        )
+    return absolute, bounds
+
+
+def _pivot_arguments(pivot: dict[str, Tensor | None] | None, rows: int) -> dict[str, Tensor | None] | None:
+    """Checked arguments of `PivotCall`."""
+    if pivot is None:
+        return None
+    ids, mask, index = (pivot[name] for name in PIVOT_ARGUMENTS)
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.shape[0] != rows:
+        got = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
+        raise ValueError(f"pivot_input_ids: expected shape (B, S) with B = {rows}, got {got}")
+    for name, value, shape in (("pivot_attention_mask", mask, ids.shape), ("pivot_index", index, ids.shape[:1])):
+        if value is not None and value.shape != shape:
+            raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(value.shape)}")
+    return {"pivot_ids": ids, "pivot_mask": mask, "pivot_index": index}
+
+
+def _refuse_unsupported_arguments(kwargs: dict[str, Any]) -> None:
+    """Arguments that lead away from the stock decoding loops."""
+    for name, allowed in (("custom_generate", None), ("negative_prompt_ids", None)):
+        if kwargs.get(name) is not allowed:
+            raise ValueError(_refusal(name))
+    if kwargs.get("cache_implementation") == "paged":
+        raise ValueError(_refusal("cache_implementation='paged'"))
+
+
+def refuse_unsupported_mode(model: Any, mode: GenerationMode, generation_config: Any) -> None:
+    """Raise for a resolved generation mode in which the connection would be made never or more than once."""
+    if current_generation(model) is None:
+        return
+    if mode not in CONNECTING_MODES:
+        raise ValueError(_refusal(f"generation mode {mode.value!r}"))
+    guidance = getattr(generation_config, "guidance_scale", None)
+    if guidance is not None and guidance != 1:
+        raise ValueError(_refusal("guidance_scale"))
+    if getattr(generation_config, "token_healing", False):
+        raise ValueError(_refusal("token_healing"))
+
+
+def _refusal(what: str) -> str:
+    return (
+        f"generate: {what} is not supported with the cross-lingual connection; leave it out, or wrap the call in "
+        "cc_model.connection_disabled(model)"
+    )

@@ -1,0 +1,65 @@
+"""What one running `generate` knows: which tokens have been seen, and where the connection belongs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from cc_model.passes import active
+
+
+class GenerationState:
+    """Follows the forwards of one `generate` call, so that it connects once, in the forward that holds the index.
+
+    Positions count from the start of the whole sequence, tokens in a given cache included.
+
+    Args:
+        owner: the model that generates; forwards of other models in the same thread are not this call's.
+        start: number of tokens already in the cache.
+        index: `(B,)` connection index; −1 for a row without a connection.
+        bounds: smallest and largest connection index; an empty range when no row connects.
+        pivot: arguments of `PivotCall`, when the English prompt is given.
+    """
+
+    def __init__(
+        self,
+        owner: Any,
+        start: int,
+        index: Tensor,
+        bounds: tuple[int, int],
+        pivot: dict[str, Any] | None = None,
+    ) -> None:
+        self.owner = owner
+        self.position = start
+        self.index = index
+        self.first_index, self.last_index = bounds
+        self.pivot = pivot
+        self.connected = False
+
+    def enter(self, length: int, cached: bool) -> int | None:
+        """The position of the first of `length` tokens about to run, when they hold a connection index; else None.
+
+        Without a cache every forward runs all tokens, and each of them connects at the same place.
+        """
+        if not cached:
+            self.connected = True
+            return 0
+        start = self.position
+        if start > self.last_index:
+            return None
+        self.position = start + length
+        if self.first_index >= self.position:
+            return None
+        self.connected = True
+        return start
+
+    def local_index(self, window: int, rows: int) -> Tensor:
+        """`(rows,)` connection index within the tokens that start at `window`; rows are repeated for beams."""
+        return self.index.repeat_interleave(rows // self.index.shape[0]) - window
+
+
+def current_generation(owner: Any) -> GenerationState | None:
+    """The running `generate` of `owner` in this thread."""
+    state = getattr(active, "generation", None)
+    return state if state is not None and state.owner is owner else None

@@ -1,0 +1,160 @@
+"""`patch_model` and `unpatch_model`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from cc_model.classes import is_patched, patched_class, swap_class
+from cc_model.config import CCConfig
+from cc_model.connection import CrossLingualConnection
+from cc_model.passes import LayerSlot
+from cc_model.saving import IGNORED_AT_INFERENCE
+from cc_model.specs import ModelSpec, layers_of, spec_of
+
+
+def patch_model(model: nn.Module, config: CCConfig | None = None) -> nn.Module:
+    """Add the cross-lingual connection to a causal language model of transformers, in place.
+
+    The patched `model(...)` also takes `pivot_input_ids (B, S)`, `pivot_attention_mask (B, S)`, `connection_index
+    (B,)`, `pivot_index (B,)` and `gumbel_noise (B, L)`, and its output has `decision_weights (B, L)`. Given pivot
+    tensors it connects; without them it is the plain model in training, and in evaluation connects when
+    `model.cc.transform_matrix` is set. `model.generate` connects once per call.
+
+        f_0[b, q[b]] += Σ_l w[b,l] V[l,b]      V: feed-forward outputs of the pivot pass at p[b], w: the decision
+
+    `connection_index` defaults to the token before the first label ≠ −100, or to the last attended token;
+    `pivot_index` to the last attended pivot token. A row without labels, with index −1 or with an all-zero pivot mask
+    gets no connection; its contribution and its gradients are exact zeros. An index out of range skips the row.
+
+    Args:
+        model: a Llama, Qwen2, Qwen3 or Mistral causal language model, also inside a PEFT model.
+        config: options; None for the published recipe.
+
+    Returns:
+        `model` itself. Patching a patched model again with the same options changes nothing.
+
+    Raises:
+        TypeError: `model` or `config` has the wrong type.
+        ValueError: the architecture is not supported, or the options do not fit the model or its present patch.
+
+    Source: CC-Tuning (ACL 2025, arXiv 2506.00875).
+
+    Example:
+        >>> from cc_model import patch_model
+        >>> from cc_model.testing import tiny_model
+        >>> model = patch_model(tiny_model("qwen2"))
+        >>> tuple(model.cc.decision_maker.weight.shape)  # (layers, hidden size)
+        (4, 64)
+    """
+    inner = unwrap(model)
+    if config is not None and not isinstance(config, CCConfig):
+        raise TypeError(f"config: expected a CCConfig, got {type(config).__name__}")
+    if "cc" in inner._modules:
+        present = inner.cc.config  # type: ignore[union-attr]
+        if config is not None and config != present:
+            raise ValueError(f"config: the model is patched with {present}, got {config}; call unpatch_model first")
+        return model
+    spec = spec_of(inner)
+    config = config or CCConfig()
+    blocks = list(_feed_forwards(inner, spec))
+    if config.inject_layer >= len(blocks):
+        raise ValueError(f"inject_layer: expected a layer below {len(blocks)}, got {config.inject_layer}")
+    connection = _new_connection(inner, config, len(blocks))
+    # Everything has been checked; nothing below fails.
+    for index, (layer, block) in enumerate(blocks):
+        block.cc_slot = LayerSlot(index, injects=index == config.inject_layer)  # type: ignore[assignment]
+        block.cc_fused = None if fallback_reason(block, spec) else (spec.gate, spec.up, spec.down)  # type: ignore[assignment]
+        swap_class(block, patched_class(type(block), "PatchedFeedForward"))
+        swap_class(layer, patched_class(type(layer), "PatchedLayer"))
+    body = getattr(inner, spec.body)
+    swap_class(body, patched_class(type(body), "PatchedBody"))
+    body.__dict__["cc_connection"] = connection  # a reference, not a submodule: its parameters belong to the model
+    if not is_patched(inner):
+        swap_class(inner, patched_class(type(inner), "PatchedCausalLM"))
+    inner.cc = connection
+    ignored = list(getattr(inner.config, "keys_to_ignore_at_inference", []))
+    if IGNORED_AT_INFERENCE not in ignored:
+        inner.config.keys_to_ignore_at_inference = [*ignored, IGNORED_AT_INFERENCE]  # type: ignore[union-attr]
+    connection.train(inner.training)
+    return model
+
+
+def unpatch_model(model: nn.Module) -> nn.Module:
+    """Undo `patch_model`, in place: stock classes, stock attributes, bit-equal logits. The connection is dropped.
+
+    Returns:
+        `model` itself.
+
+    Raises:
+        ValueError: the model is not patched.
+
+    Example:
+        >>> from cc_model import patch_model, unpatch_model
+        >>> from cc_model.testing import tiny_model
+        >>> model = unpatch_model(patch_model(tiny_model("llama")))
+        >>> hasattr(model, "cc")
+        False
+    """
+    inner = unwrap(model)
+    if "cc" not in inner._modules:
+        raise ValueError(f"model: expected a patched model, got {type(inner).__name__} without a connection")
+    spec = spec_of(inner)
+    for layer in layers_of(inner):
+        block = getattr(layer, spec.mlp)
+        if is_patched(block):
+            del block.cc_slot, block.cc_fused
+            swap_class(block, type(block).cc_stock_class)
+        swap_class(layer, type(layer).cc_stock_class)  # type: ignore[attr-defined]
+    body = getattr(inner, spec.body)
+    del body.__dict__["cc_connection"]
+    swap_class(body, type(body).cc_stock_class)
+    swap_class(inner, type(inner).cc_stock_class)  # type: ignore[attr-defined]
+    del inner.cc
+    config: Any = inner.config
+    others = [key for key in config.keys_to_ignore_at_inference if key != IGNORED_AT_INFERENCE]
+    config.__dict__.pop("keys_to_ignore_at_inference", None)
+    if others != list(getattr(config, "keys_to_ignore_at_inference", [])):
+        config.keys_to_ignore_at_inference = others
+    return model
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The causal language model inside a PEFT model, else `model`."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch module, got {type(model).__name__}")
+    base = getattr(model, "get_base_model", None)
+    return base() if callable(base) else model
+
+
+def fallback_reason(block: nn.Module, spec: ModelSpec) -> str | None:
+    """Why a feed-forward block cannot run through `cc_kernels.swiglu`; None when it can."""
+    activation = getattr(block, spec.activation, None)
+    if not isinstance(activation, nn.SiLU) and type(activation).__name__ not in ("SiLUActivation", "SiLU"):
+        return f"activation {type(activation).__name__}, not SiLU"
+    missing = [name for name in (spec.gate, spec.up, spec.down) if not hasattr(block, name)]
+    return f"no projection named {missing[0]}" if missing else None
+
+
+def _feed_forwards(model: nn.Module, spec: ModelSpec) -> Iterator[tuple[nn.Module, nn.Module]]:
+    layers = layers_of(model)
+    if len(layers) == 0:
+        raise ValueError("model: expected at least one decoder layer, got none")
+    for index, layer in enumerate(layers):
+        block = getattr(layer, spec.mlp, None)
+        if not isinstance(block, nn.Module):
+            raise ValueError(f"model: layer {index} ({type(layer).__name__}) has no feed-forward block {spec.mlp!r}")
+        yield layer, block
+
+
+def _new_connection(model: Any, config: CCConfig, num_layers: int) -> CrossLingualConnection:
+    weight = model.get_input_embeddings().weight
+    device = weight.device if weight.device.type != "meta" else torch.device("cpu")
+    std = getattr(model.config, "initializer_range", 0.02)
+    return CrossLingualConnection(config, num_layers, model.config.hidden_size, std, device, model.dtype)
+
+
+__all__ = ["patch_model", "unpatch_model"]

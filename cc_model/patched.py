@@ -1,0 +1,177 @@
+"""The behaviour that `patch_model` mixes into the classes of a model, from the outside in.
+
+Each patched module gets a subclass of its own stock class; nothing of transformers is copied. The causal language
+model decides what a forward does (a call), the decoder body runs it, each decoder layer hands the running pass to its
+feed-forward block, and the feed-forward block captures or injects around its own `__call__`, so that a `forward` which
+another library puts on the instance does not switch the connection off.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from cc_kernels import swiglu
+from cc_model.calls import PlainCall
+from cc_model.generation import connected_generate, refuse_unsupported_mode
+from cc_model.passes import LayerSlot, active
+from cc_model.planning import CONNECTION_ARGUMENTS, plan
+from cc_model.saving import save
+from cc_model.specs import layers_of, spec_of
+
+
+@dataclass
+class ConnectedCausalLMOutput(CausalLMOutputWithPast):
+    """The stock output plus `decision_weights` `(B, L)`, all zero for a row without a connection."""
+
+    decision_weights: Tensor | None = None
+
+
+class PatchedFeedForward:
+    """SwiGLU through `cc_kernels`, and the running pass applied to the result."""
+
+    cc_slot: LayerSlot
+    cc_fused: tuple[str, str, str] | None  # names of the gate, up and down projections; None runs the stock forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The module's output, captured from or injected into when a pass is running."""
+        output = super().__call__(*args, **kwargs)  # type: ignore[misc]
+        layer_pass = getattr(active, "layer_pass", None)
+        if layer_pass is None:
+            return output
+        return layer_pass.feed_forward(self.cc_slot, output, owned=self._cc_owns_output())
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """`down(silu(gate(x)) * up(x))`. Projections are called as modules: adapters and hooks stay in effect."""
+        if self.cc_fused is None:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        x = args[0] if args else kwargs["x"]
+        gate, up, down = (getattr(self, name) for name in self.cc_fused)
+        return down(swiglu(gate(x), up(x)))
+
+    def _cc_owns_output(self) -> bool:
+        """Whether nobody else can hold the output: a forward hook may have kept it."""
+        down = getattr(self, self.cc_fused[2]) if self.cc_fused is not None else None
+        return not self._forward_hooks and down is not None and not down._forward_hooks  # type: ignore[attr-defined]
+
+
+class PatchedLayer:
+    """Makes the pass in the layer's keyword arguments the running one while the layer runs."""
+
+    def forward(self, *args: Any, cc_pass: Any = None, **kwargs: Any) -> Any:
+        """The stock layer. Gradient checkpointing keeps `cc_pass` with the other arguments for the recompute."""
+        if cc_pass is None:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        previous = getattr(active, "layer_pass", None)
+        active.layer_pass = cc_pass
+        try:
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            active.layer_pass = previous
+
+
+class PatchedBody:
+    """Runs the call that the causal language model made."""
+
+    cc_arguments: tuple[str, ...]
+    cc_connection: Any
+
+    def forward(self, *args: Any, cc_call: Any = None, **kwargs: Any) -> Any:
+        """The passes of `cc_call`; a direct call of the body is the stock forward, or an error where that misleads."""
+        if cc_call is None:
+            self._cc_refuse_silence(kwargs)
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        named = dict(zip(self.cc_arguments, args), **kwargs)
+        return cc_call.run(self, super().forward, named)  # type: ignore[misc]
+
+    def _cc_refuse_silence(self, kwargs: dict[str, Any]) -> None:
+        bypassed = [name for name in CONNECTION_ARGUMENTS if kwargs.get(name) is not None]
+        if bypassed:
+            raise RuntimeError(
+                f"{bypassed[0]} reached the decoder body: the patched forward of the model was bypassed by a "
+                "`forward` set on the instance; call the model itself, model(...)"
+            )
+        cache = kwargs.get("past_key_values")
+        connection = self.cc_connection
+        if connection.simulates and not connection.training and (cache is None or int(cache.get_seq_length()) == 0):
+            raise RuntimeError(
+                "the decoder body was called directly while a Transform Matrix is set, so the connection would be "
+                "left out; call model(...), or wrap the call in cc_model.connection_disabled(model)"
+            )
+
+
+class PatchedCausalLM:
+    """The patched model: the connected forward, `generate` and `save_pretrained`."""
+
+    cc_arguments: tuple[str, ...]
+    cc: Any
+    config: Any
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """`forward` with the module's hooks; plans the call here, so that an instance-level forward cannot lose it."""
+        return self._cc_run(super().__call__, args, kwargs)  # type: ignore[misc]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The stock forward with the cross-lingual connection; see `patch_model` for the added arguments."""
+        return self._cc_run(super().forward, args, kwargs)  # type: ignore[misc]
+
+    def _cc_run(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if "cc_call" in kwargs:  # planned by the caller
+            return inner(*args, **kwargs)
+        if len(args) > len(self.cc_arguments):
+            raise TypeError(f"forward: expected at most {len(self.cc_arguments)} positional arguments, got {len(args)}")
+        named = dict(zip(self.cc_arguments, args), **kwargs)
+        call = plan(self, named)
+        output = inner(**named, cc_call=call)
+        if isinstance(call, PlainCall):
+            return output
+        if isinstance(output, tuple):
+            return (*output, call.decision_weights)
+        fields = {field.name for field in dataclasses.fields(ConnectedCausalLMOutput)}
+        known = {name: value for name, value in output.items() if name in fields}
+        return ConnectedCausalLMOutput(**known, decision_weights=call.decision_weights)
+
+    def cc_slots(self) -> list[LayerSlot]:
+        """The slot of every layer's feed-forward block, in order.
+
+        Raises:
+            RuntimeError: a block was replaced after `patch_model`; the message names it.
+        """
+        slots = []
+        for index, layer in enumerate(layers_of(self)):
+            feed_forward = getattr(layer, spec_of(self).mlp)
+            slot = getattr(feed_forward, "cc_slot", None)
+            if slot is None:
+                raise RuntimeError(
+                    f"connection: the feed-forward block of layer {index}, {type(feed_forward).__name__}, was replaced "
+                    "after patch_model; call unpatch_model and patch_model again"
+                )
+            slots.append(slot)
+        return slots
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate with the connection, exactly once per call; see `cc_model.generation.connected_generate`."""
+        return connected_generate(self, super().generate, args, kwargs)  # type: ignore[misc]
+
+    def _validate_generation_mode(self, generation_mode: Any, generation_config: Any, mode_kwargs: Any) -> None:
+        refuse_unsupported_mode(self, generation_mode, generation_config)
+        super()._validate_generation_mode(generation_mode, generation_config, mode_kwargs)  # type: ignore[misc]
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Continuous batching packs prompts, which the connection does not support."""
+        if self.cc.simulates:
+            raise NotImplementedError(
+                "generate_batch: continuous batching is not supported with the connection; use generate(), or wrap "
+                "the call in cc_model.connection_disabled(model)"
+            )
+        return super().generate_batch(*args, **kwargs)  # type: ignore[misc]
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, plain: bool = False, **kwargs: Any):
+        """Save weights, Decision Maker, matrix and options; `plain=True` leaves out everything of ours."""
+        return save(self, super().save_pretrained, save_directory, args, kwargs, plain)  # type: ignore[misc]

@@ -1,0 +1,98 @@
+"""The connected forward with an English prompt: pivot pass, decision, main pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from cc_kernels import capture_rows
+from cc_model.bank import capture_bank
+from cc_model.calls import Body, ConnectedCall, flatten, input_shape, token_embeddings
+from cc_model.connection import CrossLingualConnection
+from cc_model.passes import InjectPass, LayerSlot
+from cc_model.positions import flat_rows, in_range, mark_skipped
+
+
+class PivotCall(ConnectedCall):
+    """Training and evaluation with the English prompt: a pivot pass that fills the bank, then the main pass.
+
+    Args:
+        pivot_ids: `(B, S)`.
+        pivot_mask: `(B, S)` or None.
+        pivot_index: `(B,)` or None for the last attended pivot token.
+    """
+
+    def __init__(
+        self,
+        connection: CrossLingualConnection,
+        slots: list[LayerSlot],
+        pivot_ids: Tensor,
+        pivot_mask: Tensor | None = None,
+        pivot_index: Tensor | None = None,
+        **shared: Any,
+    ) -> None:
+        super().__init__(connection, slots, **shared)
+        self.pivot_ids = pivot_ids
+        self.pivot_mask = pivot_mask
+        self.pivot_index = pivot_index
+
+    def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BaseModelOutputWithPast:
+        """Pivot pass, decision, main pass with the connection."""
+        rows, length = input_shape(named)
+        bank, has_pivot = self.pivot_bank(body, stock)
+        if bank.shape[1] != rows:  # beams and returned sequences: the prompt's rows, each repeated
+            repeats = rows // bank.shape[1]
+            bank, has_pivot = bank.repeat_interleave(repeats, dim=1), has_pivot.repeat_interleave(repeats)
+        # One lookup serves both the decision and the main pass, so that the embedding gets one dense gradient and not
+        # two. Reentrant checkpointing runs backward twice through what two graphs share: there nothing is shared.
+        if uses_reentrant_checkpointing(body) and named.get("inputs_embeds") is None:
+            index = self.connection_index(named, rows, length, named["input_ids"].device)
+            tokens = flat_rows(index, length)
+            row_embeds = body.get_input_embeddings()(named["input_ids"].flatten()[tokens])
+        else:
+            embeds = token_embeddings(body, named)
+            named = {**named, "input_ids": None, "inputs_embeds": embeds}
+            index = self.connection_index(named, rows, length, embeds.device)
+            tokens = flat_rows(index, length)
+            row_embeds = capture_rows(flatten(embeds), tokens, assume_valid=True)
+        keep = in_range(index, length) & has_pivot.to(index.device)
+        keep_bank = keep.to(bank.device)
+        bank = torch.where(keep_bank[None, :, None], bank, 0.0)
+        update = self.decide(bank, row_embeds, keep_bank)
+        injection = InjectPass(mark_skipped(tokens, keep), update)
+        output = stock(**named, cc_pass=injection)
+        injection.check()
+        return output
+
+    def pivot_bank(self, body: Any, stock: Body) -> tuple[Tensor, Tensor]:
+        """The bank `(L, B, d)` and which rows have a pivot `(B,)`."""
+        device = self.connection.decision_maker.weight.device
+        with_grad = torch.is_grad_enabled() and self.connection.config.pivot_grad
+        with torch.set_grad_enabled(with_grad):
+            bank, has_pivot, hidden = capture_bank(
+                stock, self.slots, device, self.pivot_ids, self.pivot_mask, self.pivot_index
+            )
+            if with_grad:
+                self.refuse_lost_gradient(bank, body)
+                # Sharded wrappers unshard in a backward hook of the pass's result, which the bank alone never reaches.
+                bank = bank + hidden[:, :0].sum().to(device=device, dtype=bank.dtype)
+        return bank, has_pivot
+
+    def refuse_lost_gradient(self, bank: Tensor, body: Any) -> None:
+        """Reentrant checkpointing runs the layers without a graph, so the captures would carry no gradient."""
+        if not bank.requires_grad and any(parameter.requires_grad for parameter in body.parameters()):
+            raise RuntimeError(
+                "pivot_grad: expected captures with a gradient, got none; reentrant gradient checkpointing loses it. "
+                "Use gradient_checkpointing_kwargs={'use_reentrant': False}, or CCConfig(pivot_grad=False)"
+            )
+
+
+def uses_reentrant_checkpointing(body: Any) -> bool:
+    """Whether the body's layers run under transformers' reentrant gradient checkpointing."""
+    if not (getattr(body, "gradient_checkpointing", False) and body.training):
+        return False
+    checkpoint = getattr(body, "_gradient_checkpointing_func", None)
+    return bool(getattr(checkpoint, "keywords", {}).get("use_reentrant", False))

@@ -1,0 +1,133 @@
+"""Deciding what a forward of a patched model does, from its arguments alone: nothing here reads a tensor's data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cc_model.calls import ConnectedCall, PlainCall, input_shape
+from cc_model.generation_state import GenerationState, current_generation
+from cc_model.pivot_call import PivotCall
+from cc_model.positions import before_first_label
+from cc_model.simulated_call import SimulatedCall
+
+CONNECTION_ARGUMENTS = ("pivot_input_ids", "pivot_attention_mask", "connection_index", "pivot_index", "gumbel_noise")
+PACKING_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
+
+
+def plan(model: Any, named: dict[str, Any]) -> PlainCall | ConnectedCall:
+    """The call for the arguments `named`, from which the connection's own are taken out.
+
+    Given pivot tensors, it connects. Without them: never in training; in evaluation when a Transform Matrix is set
+    and the cache is empty, or as the running `generate` says.
+    """
+    taken = {name: named.pop(name, None) for name in CONNECTION_ARGUMENTS}
+    connection = model.cc
+    if not connection.enabled:
+        return PlainCall()
+    pivot_ids = taken["pivot_input_ids"]
+    generation = current_generation(model)
+    if pivot_ids is None and (generation is None or generation.pivot is None):
+        _refuse_orphans(taken, connection.training)
+        if connection.training or not connection.simulates:
+            return PlainCall()
+    if generation is not None:
+        return _plan_generation(model, named, generation, taken)
+    rows = input_shape(named)[0]
+    _check(taken, rows, connection.num_layers)
+    _refuse_packing(named)
+    index = _default_index(taken["connection_index"], named)
+    shared: dict[str, Any] = {"index": index, "noise": taken["gumbel_noise"]}
+    if pivot_ids is not None:
+        return PivotCall(
+            connection, model.cc_slots(), pivot_ids, taken["pivot_attention_mask"], taken["pivot_index"], **shared
+        )
+    cache = named.get("past_key_values")
+    if cache is not None and int(cache.get_seq_length()) > 0:
+        return PlainCall()
+    return SimulatedCall(connection, model.cc_slots(), logits_to_keep=named.get("logits_to_keep", 0), **shared)
+
+
+def _plan_generation(
+    model: Any, named: dict[str, Any], generation: GenerationState, taken: dict[str, Tensor | None]
+) -> PlainCall | ConnectedCall:
+    """The call of one step of `generate`: connected when its tokens hold a connection index."""
+    rows, length = input_shape(named)
+    window = generation.enter(length, cached=named.get("past_key_values") is not None)
+    if window is None:
+        return PlainCall()
+    _refuse_packing(named)
+    index = generation.local_index(window, rows)
+    shared: dict[str, Any] = {"index": index, "noise": taken["gumbel_noise"]}
+    if generation.pivot is not None:
+        return PivotCall(model.cc, model.cc_slots(), **generation.pivot, **shared)
+    first = generation.first_index - window if generation.first_index >= window else 0
+    return SimulatedCall(
+        model.cc, model.cc_slots(), first_index=first, logits_to_keep=named.get("logits_to_keep", 0), **shared
+    )
+
+
+def _refuse_orphans(taken: dict[str, Tensor | None], training: bool) -> None:
+    """Arguments that mean nothing without the English prompt must not be dropped silently."""
+    needs_pivot = CONNECTION_ARGUMENTS if training else ("pivot_attention_mask", "pivot_index")
+    for name in needs_pivot:
+        if taken[name] is not None:
+            raise ValueError(f"{name}: expected together with pivot_input_ids, got it without")
+
+
+def _default_index(index: Tensor | None, named: dict[str, Any]) -> Tensor | None:
+    """The given index, the one before the first label, or None for the last attended token."""
+    labels = named.get("labels")
+    return before_first_label(labels) if index is None and isinstance(labels, Tensor) else index
+
+
+def _check(taken: dict[str, Tensor | None], rows: int, layers: int) -> None:
+    """Types and shapes of the connection's arguments."""
+    pivot = taken["pivot_input_ids"]
+    width = pivot.shape[1] if isinstance(pivot, Tensor) and pivot.ndim == 2 else 0
+    expected: dict[str, tuple[tuple[int, ...], str]] = {
+        "pivot_input_ids": ((rows, width), "(B, S)"),
+        "pivot_attention_mask": ((rows, width), "(B, S)"),
+        "connection_index": ((rows,), "(B,)"),
+        "pivot_index": ((rows,), "(B,)"),
+        "gumbel_noise": ((rows, layers), "(B, L)"),
+    }
+    for name, (shape, meaning) in expected.items():
+        value = taken[name]
+        if value is None:
+            continue
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+        if tuple(value.shape) != shape:
+            raise ValueError(f"{name}: expected shape {meaning} = {shape}, got {tuple(value.shape)}")
+        if name == "gumbel_noise":
+            if not value.is_floating_point():
+                raise TypeError(f"{name}: expected a floating-point dtype, got {value.dtype}")
+        elif name != "pivot_attention_mask" and value.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"{name}: expected int64 or int32, got {value.dtype}")
+    if isinstance(pivot, Tensor) and width == 0:
+        raise ValueError(f"pivot_input_ids: expected at least one token per row, got shape {tuple(pivot.shape)}")
+
+
+def _refuse_packing(named: dict[str, Any]) -> None:
+    """Several examples in one row have several connection indices, which `(B,)` indices cannot say."""
+    for name in PACKING_ARGUMENTS:
+        if named.get(name) is not None:
+            raise NotImplementedError(
+                f"{name}: packed rows (several examples in one row) are not supported with the connection, because "
+                "connection_index and pivot_index have one entry per row; pad the examples instead"
+            )
+    positions, mask = named.get("position_ids"), named.get("attention_mask")
+    if not isinstance(positions, Tensor) or positions.ndim != 2 or positions.shape[1] < 2:
+        return
+    restarts = positions[:, 1:] < positions[:, :-1]
+    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == positions.shape[1]:
+        restarts = restarts & (mask[:, 1:] != 0) & (mask[:, :-1] != 0)
+    # An asynchronous assertion: on a GPU it stops the program without making every step wait for it.
+    torch._assert_async(
+        ~restarts.any(),
+        "position_ids: packed rows (positions that restart within a row) are not supported with the connection, "
+        "because connection_index and pivot_index have one entry per row; pad the examples instead",
+    )

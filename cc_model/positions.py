@@ -1,0 +1,36 @@
+"""Token positions, found on the device from masks and labels: no synchronisation, no loop over rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+
+
+def before_first_label(labels: Tensor) -> Tensor:
+    """`(B,)`: the token before the first label ≠ −100; −1 for a row without labels or with its first label at 0."""
+    # argmax gives the first maximum, and 0 for a row without any label: both excluded cases become −1.
+    return (labels != IGNORE_INDEX).to(torch.int32).argmax(dim=1) - 1
+
+
+def last_attended(mask: Tensor) -> Tensor:
+    """`(B,)`: the last position that `mask` `(B, T)` attends to; −1 for an all-zero row."""
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    return torch.where(mask != 0, positions, -1).amax(dim=1)
+
+
+def in_range(index: Tensor, length: int) -> Tensor:
+    """`(B,)` bool: whether each index lies in [0, length)."""
+    return (index >= 0) & (index < length)
+
+
+def flat_rows(index: Tensor, length: int) -> Tensor:
+    """Indices into a flattened `(B * length)` axis; an index out of range is clamped into its own row."""
+    starts = torch.arange(0, index.shape[0] * length, length, device=index.device)
+    return index.clamp(0, length - 1) + starts
+
+
+def mark_skipped(rows: Tensor, keep: Tensor) -> Tensor:
+    """`rows` with −1 where `keep` is False."""
+    return torch.where(keep, rows, -1)

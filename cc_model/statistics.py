@@ -1,0 +1,104 @@
+"""Streaming least squares: sufficient statistics of row pairs, and the matrix that they determine.
+
+    M = argmin ‖A M − E‖² + ridge ‖M‖²            A, E: (rows, d), row-vector convention
+
+The statistics `AᵀA` and `AᵀE` are O(d²), whatever the number of rows. They are kept in float64; on devices that have
+none they are kept on the CPU.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class LeastSquares:
+    """Accumulates `AᵀA`, `AᵀE` and column sums, one set for all layers or one per layer.
+
+    Args:
+        groups: 1 for one shared matrix, L for one per layer.
+        width: d.
+        device: where the rows arrive; the statistics stay there when it has float64.
+    """
+
+    def __init__(self, groups: int, width: int, device: torch.device) -> None:
+        self.device = device if device.type in ("cpu", "cuda", "xpu") else torch.device("cpu")
+        options: dict[str, Any] = {"dtype": torch.float64, "device": self.device}
+        self.gram = torch.zeros(groups, width, width, **options)  # AᵀA
+        self.cross = torch.zeros(groups, width, width, **options)  # AᵀE
+        self.source_sum = torch.zeros(groups, width, **options)
+        self.target_sum = torch.zeros(groups, width, **options)
+        self.rows = 0
+
+    def add(self, source: Tensor, target: Tensor) -> None:
+        """Add the rows `(L, K, d)` of every layer; with one group the layers are stacked."""
+        groups, width = self.source_sum.shape
+        source = source.to(device=self.device, dtype=torch.float64).reshape(groups, -1, width)
+        target = target.to(device=self.device, dtype=torch.float64).reshape(groups, -1, width)
+        transposed = source.transpose(1, 2)
+        self.gram.baddbmm_(transposed, source)
+        self.cross.baddbmm_(transposed, target)
+        self.source_sum += source.sum(1)
+        self.target_sum += target.sum(1)
+        self.rows += source.shape[1]
+
+    def solve(self, ridge: float = 0.0, affine: bool = False) -> tuple[Tensor, Tensor | None, list[int]]:
+        """The matrices `(groups, d, d)`, the biases `(groups, d)` when `affine`, and the rank of each `AᵀA`.
+
+        Without ridge a rank-deficient problem gets its minimum-norm solution, as `lstsq` gives it. Singular values of
+        A below about `√(d ε) σ_max` (1e-7 of the largest) count as zero, because `AᵀA` squares them. The bias of an
+        affine map is not penalised: A and E are centred first.
+        """
+        gram, cross = self.gram, self.cross
+        if affine:
+            mean_source, mean_target = self.source_sum / self.rows, self.target_sum / self.rows
+            gram = gram - self.rows * mean_source[:, :, None] * mean_source[:, None, :]
+            cross = cross - self.rows * mean_source[:, :, None] * mean_target[:, None, :]
+        values, vectors = torch.linalg.eigh(gram)  # ascending
+        width = gram.shape[-1]
+        cutoff = values[:, -1:] * width * torch.finfo(torch.float64).eps
+        kept = values > cutoff
+        inverse = torch.where(kept | (ridge > 0), 1.0 / (values.clamp(min=0) + ridge), 0.0)
+        matrices = vectors @ (inverse[:, :, None] * (vectors.transpose(1, 2) @ cross))
+        ranks = kept.sum(1).tolist()
+        if not affine:
+            return matrices, None, ranks
+        bias = mean_target - torch.einsum("gd,gde->ge", mean_source, matrices)
+        return matrices, bias, ranks
+
+
+class Reservoir:
+    """A bounded uniform sample of prompts, each with its rows `(L, d)` of A and E (Vitter 1985, algorithm R).
+
+    Args:
+        capacity: number of prompts kept.
+        seed: of the sample.
+    """
+
+    def __init__(self, capacity: int, seed: int = 0) -> None:
+        self.capacity = capacity
+        self.seen = 0
+        self.source: list[Tensor] = []
+        self.target: list[Tensor] = []
+        self._random = torch.Generator().manual_seed(seed)
+
+    def add(self, source: Tensor, target: Tensor) -> None:
+        """Offer the prompts of `(L, K, d)` rows."""
+        for k in range(source.shape[1]):
+            self.seen += 1
+            if len(self.source) < self.capacity:
+                place = len(self.source)
+                self.source.append(source.new_empty(0))
+                self.target.append(target.new_empty(0))
+            else:
+                place = int(torch.randint(self.seen, (1,), generator=self._random))
+                if place >= self.capacity:
+                    continue
+            self.source[place] = source[:, k].float().cpu()
+            self.target[place] = target[:, k].float().cpu()
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """The sample, `(L, prompts, d)` each."""
+        return torch.stack(self.source, dim=1), torch.stack(self.target, dim=1)

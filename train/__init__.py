@@ -1,0 +1,1 @@
+"""Training, evaluation and data scripts around ``cc_model``."""
