@@ -96,8 +96,9 @@ class Reservoir:
                 place = int(torch.randint(self.seen, (1,), generator=self._random))
                 if place >= self.capacity:
                     continue
-            self.source[place] = source[:, k].float().cpu()
-            self.target[place] = target[:, k].float().cpu()
+            # Copies: a view would keep the rows of the whole batch alive.
+            self.source[place] = source[:, k].to("cpu", torch.float32, copy=True)
+            self.target[place] = target[:, k].to("cpu", torch.float32, copy=True)
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """The sample, `(L, prompts, d)` each."""

@@ -1,0 +1,107 @@
+"""What a training forward costs in ops and host synchronisations: counted, not timed, so that it cannot flake."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from conftest import pair
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cc_model import CCConfig
+
+LAYERS, ROWS, MAIN, PIVOT = 32, 16, 48, 40
+SYNCHRONISING = {
+    "aten._local_scalar_dense.default",
+    "aten.nonzero.default",
+    "aten.is_nonzero.default",
+    "aten.masked_select.default",
+    "aten.equal.default",
+}
+
+
+class OpCounter(TorchDispatchMode):
+    """Counts the ops that reach the dispatcher: views, others, and those that make the host wait for a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.ops: Counter[str] = Counter()
+        self.views = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.is_view:
+            self.views += 1
+        else:
+            self.ops[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def synchronisations(self) -> int:
+        return sum(count for name, count in self.ops.items() if name in SYNCHRONISING)
+
+
+def counted(function) -> OpCounter:
+    with OpCounter() as counter:
+        function()
+    return counter
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(256, (ROWS, MAIN), generator=generator)
+    labels = ids.clone()
+    labels[:, :20] = -100
+    pivot = torch.randint(256, (ROWS, PIVOT), generator=generator)
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "labels": labels,
+        "pivot_input_ids": pivot,
+        "pivot_attention_mask": torch.ones_like(pivot),
+    }
+
+
+@pytest.mark.parametrize("pivot_grad", [False, True])
+def test_added_ops_and_synchronisations(pivot_grad):
+    stock, model = pair("llama", CCConfig(pivot_grad=pivot_grad), num_hidden_layers=LAYERS)
+    stock.train(), model.train()
+    data = inputs()
+    main = {name: value for name, value in data.items() if not name.startswith("pivot")}
+    pivot = {"input_ids": data["pivot_input_ids"], "attention_mask": data["pivot_attention_mask"]}
+    model(**data), stock(**main)  # first-call work is not counted
+    plain = counted(lambda: (stock(**pivot), stock(**main)))
+    connected = counted(lambda: model(**data))
+    added = connected.ops.total() - plain.ops.total()
+    print(f"non-view ops added: {added}, views added: {connected.views - plain.views}")
+    assert added <= 2 * LAYERS + 20
+    assert added <= 24, "one gather for each layer, less the pivot pass's cache and head, and a fixed rest"
+    assert connected.synchronisations == plain.synchronisations
+    assert plain.ops["aten.mm.default"] - connected.ops["aten.mm.default"] == 0, "head of the pivot pass ↔ decision"
+
+
+def test_decode_step_adds_nothing():
+    """Once connected, a decode step is the plain model's."""
+    stock, model = pair(matrix=True)
+    ids = inputs()["input_ids"][:2]
+    options = {"do_sample": False, "eos_token_id": None}
+
+    model.generate(ids, max_new_tokens=1, **options)  # folds the matrix, once
+
+    def steps(generating, count):
+        return counted(lambda: generating.generate(ids, max_new_tokens=count, **options)).ops
+
+    ours = steps(model, 6) - steps(model, 3)
+    plain = steps(stock, 6) - steps(stock, 3)
+    assert ours == plain
+
+
+def test_generation_synchronises_no_more_than_the_plain_model():
+    stock, model = pair(matrix=True)
+    ids = inputs()["input_ids"][:2]
+    mask = torch.ones_like(ids)
+    ours, plain = (
+        counted(lambda m=m: m.generate(ids, attention_mask=mask, max_new_tokens=2, do_sample=False))
+        for m in (model, stock)
+    )
+    assert ours.synchronisations <= plain.synchronisations + 1  # the check for right padding

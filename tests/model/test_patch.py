@@ -1,0 +1,318 @@
+"""Patching and unpatching: what changes, what stays, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import io
+import pickle
+import subprocess
+import sys
+from types import MethodType
+
+import pytest
+import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from conftest import ARCHITECTURES, batch, gumbel, pair
+from torch import nn
+from transformers import AutoModel, GPT2Config, GPT2LMHeadModel
+
+from cc_model import CCConfig, patch_model, report, unpatch_model
+from cc_model.specs import spec_of
+from cc_model.testing import random_matrix, tiny_model
+
+
+def test_patched_without_pivot_is_bit_equal(architecture):
+    stock, model = pair(architecture)
+    ids = batch()["input_ids"]
+    for train in (False, True):
+        assert torch.equal(stock.train(train)(ids).logits, model.train(train)(ids).logits)
+
+
+def test_unpatch_restores_everything(architecture):
+    stock, model = pair(architecture, matrix=True)
+    before = {name: type(module) for name, module in stock.named_modules()}
+    assert unpatch_model(model) is model
+    assert {name: type(module) for name, module in model.named_modules()} == before
+    assert [vars(m).keys() for m in model.modules()] == [vars(m).keys() for m in stock.modules()]
+    assert vars(model.config).keys() == vars(stock.config).keys()
+    assert torch.equal(model(batch()["input_ids"]).logits, stock(batch()["input_ids"]).logits)
+
+
+def test_patching_again_changes_nothing():
+    model = patch_model(tiny_model(), CCConfig(pivot_grad=True))
+    weight, kind = model.cc.decision_maker.weight, type(model)
+    assert patch_model(model) is model
+    assert patch_model(model, CCConfig(pivot_grad=True)) is model
+    assert model.cc.decision_maker.weight is weight
+    assert type(model) is kind
+    with pytest.raises(ValueError, match="config: the model is patched with"):
+        patch_model(model, CCConfig())
+
+
+def test_second_model_is_untouched():
+    other = tiny_model("llama")
+    classes = [type(module) for module in other.modules()]
+    expected = other(batch()["input_ids"]).logits
+    patch_model(tiny_model("llama"))
+    assert [type(module) for module in other.modules()] == classes
+    assert torch.equal(other(batch()["input_ids"]).logits, expected)
+
+
+def test_one_class_per_stock_class():
+    first, second = patch_model(tiny_model()), patch_model(tiny_model(seed=1))
+    assert type(first) is type(second)
+    assert type(first.model.layers[0]) is type(second.model.layers[3])
+    assert type(first).__name__ == "LlamaForCausalLM"
+    assert isinstance(first, type(tiny_model()))
+
+
+@pytest.mark.parametrize("duplicate", ["deepcopy", "pickle", "torch.save"])
+def test_copies_use_their_own_weights(duplicate):
+    _, model = pair(matrix=True)
+    ids = batch()["input_ids"]
+    with torch.no_grad():
+        expected = model(ids).logits  # also fills the folded matrix
+        if duplicate == "deepcopy":
+            twin = copy.deepcopy(model)
+        elif duplicate == "pickle":
+            twin = pickle.loads(pickle.dumps(model))
+        else:
+            buffer = io.BytesIO()
+            torch.save(model, buffer)
+            buffer.seek(0)
+            twin = torch.load(buffer, weights_only=False)
+        assert type(twin) is type(model)
+        assert torch.equal(twin(ids).logits, expected)
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.cc.transform_matrix.zero_()
+        assert torch.equal(twin(ids).logits, expected)
+        twin.cc.transform_matrix = -twin.cc.transform_matrix
+        assert not torch.equal(twin(ids).logits, expected)
+
+
+def test_signature_names_stock_and_own_arguments(architecture):
+    stock, model = pair(architecture)
+    ours = set(inspect.signature(model.forward).parameters)
+    assert ours >= set(inspect.signature(stock.forward).parameters)
+    assert ours >= {"pivot_input_ids", "pivot_attention_mask", "connection_index", "pivot_index", "gumbel_noise"}
+
+
+def test_config_ignores_decision_weights_at_inference():
+    model = patch_model(tiny_model())
+    assert model.config.keys_to_ignore_at_inference == ["past_key_values", "decision_weights"]
+
+
+def test_decision_maker():
+    model = patch_model(tiny_model(hidden_size=512, num_hidden_layers=8).to(torch.bfloat16))
+    weight = model.cc.decision_maker.weight
+    assert tuple(weight.shape) == (8, 512)
+    assert weight.dtype == torch.bfloat16
+    assert weight.float().std().item() == pytest.approx(model.config.initializer_range, rel=0.1)
+    assert not isinstance(model.cc.decision_maker, nn.Linear)
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        (GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=16)), ValueError, "gpt2.*llama, mistral"),
+        (nn.Linear(2, 2), TypeError, "model: expected a causal language model"),
+        (AutoModel.from_config(tiny_model().config), TypeError, "AutoModelForCausalLM"),
+        ("llama", TypeError, "model: expected a torch module, got str"),
+    ],
+)
+def test_unsupported_models(model, error, message):
+    with pytest.raises(error, match=message):
+        patch_model(model)
+
+
+def test_failed_patch_changes_nothing():
+    model = tiny_model()
+    classes = [type(module) for module in model.modules()]
+    with pytest.raises(ValueError, match="inject_layer: expected a layer below 4, got 4"):
+        patch_model(model, CCConfig(inject_layer=4))
+    with pytest.raises(TypeError, match="config: expected a CCConfig, got dict"):
+        patch_model(model, {"hard": True})
+    assert [type(module) for module in model.modules()] == classes
+    assert "cc" not in model._modules
+
+
+@pytest.mark.parametrize("function", [unpatch_model, report])
+def test_not_patched(function):
+    with pytest.raises(ValueError, match="model: expected a patched model"):
+        function(tiny_model())
+
+
+def foreign_forward(self, x):
+    """What another library puts on an instance."""
+    return self.down_proj(torch.nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_instance_forward_of_a_block_stays_connected(when):
+    _, expected_model = pair(matrix=True)
+    model = tiny_model()
+    blocks = [layer.mlp for layer in model.model.layers]
+    if when == "after":
+        patch_model(model)
+    for block in blocks:
+        block.forward = MethodType(foreign_forward, block)
+    patch_model(model)
+    model.load_state_dict(expected_model.state_dict())
+    data, noise = batch(), gumbel(3)
+    assert torch.equal(model(**data, gumbel_noise=noise).logits, expected_model(**data, gumbel_noise=noise).logits)
+    assert "instance-level forward" in str(report(model))
+    assert report(model).layers[0].path == "fallback"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_instance_forward_of_the_model_stays_connected(when):
+    """As Liger's instance mode does: a forward of its own that runs the decoder body and the head."""
+    _, expected_model = pair()
+    model = tiny_model()
+
+    def foreign(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        return type(self).__mro__[2].forward(self, input_ids, attention_mask, labels=labels, **kwargs)
+
+    if when == "before":
+        foreign_before = lambda self, **kwargs: type(tiny_model()).forward(self, **kwargs)  # noqa: E731
+        model.forward = MethodType(foreign_before, model)
+        patch_model(model)
+    else:
+        patch_model(model)
+        model.forward = MethodType(foreign, model)
+    model.load_state_dict(expected_model.state_dict())
+    data, noise = batch(), gumbel(3)
+    output = model(**data, gumbel_noise=noise)
+    assert torch.equal(output.logits, expected_model(**data, gumbel_noise=noise).logits)
+    assert output.decision_weights is not None
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_accelerate_hooks(when):
+    """Hooks replace `forward` on instances and call the one that they found."""
+    _, expected_model = pair(matrix=True)
+    model = tiny_model()
+    if when == "after":
+        patch_model(model)
+    for module in [model, model.model, *model.model.layers, *(layer.mlp for layer in model.model.layers)]:
+        add_hook_to_module(module, AlignDevicesHook(execution_device="cpu"))
+    patch_model(model)
+    model.load_state_dict(expected_model.state_dict())
+    data, noise = batch(), gumbel(3)
+    expected = expected_model(**data, gumbel_noise=noise)
+    assert torch.equal(model(**data, gumbel_noise=noise).logits, expected.logits)
+    ids = data["input_ids"]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, expected_model(ids).logits)
+
+
+def test_replaced_block_raises():
+    _, model = pair(matrix=True)
+    model.model.layers[2].mlp = type(tiny_model().model.layers[2].mlp)(model.config)
+    for data in (batch(), {"input_ids": batch()["input_ids"]}):
+        with pytest.raises(RuntimeError, match="block of layer 2, LlamaMLP, was replaced"), torch.no_grad():
+            model(**data)
+    assert report(model).layers[2].path == "fallback"
+
+
+def test_replaced_layer_raises():
+    _, model = pair()
+    stock_layer = type(tiny_model().model.layers[1])
+    model.model.layers[1].__class__ = stock_layer
+    with pytest.raises(RuntimeError, match=r"blocks of layers \[1\] of 4 did not capture"):
+        model(**batch())
+
+
+def test_lost_injection_raises():
+    _, model = pair()
+    block = model.model.layers[0].mlp
+    block.cc_slot.injects = False
+    with pytest.raises(RuntimeError, match="expected one injection, got 0"):
+        model(**batch())
+
+
+def test_direct_body_call_with_a_matrix_raises():
+    _, model = pair(matrix=True)
+    with pytest.raises(RuntimeError, match="decoder body was called directly"):
+        model.model(batch()["input_ids"])
+    with pytest.raises(RuntimeError, match="pivot_input_ids reached the decoder body"):
+        model.train().model(batch()["input_ids"], pivot_input_ids=batch()["pivot_input_ids"])
+    assert model.model(batch()["input_ids"]).last_hidden_state.shape == (3, 12, 64)
+
+
+def test_forward_hooks_see_the_output_before_the_connection():
+    """A hook may keep the feed-forward output, so the connection must not write into it."""
+    _, model = pair()
+    data, noise = batch(), gumbel(3)
+    kept = []
+    block = model.model.layers[0].mlp
+    handle = block.register_forward_hook(lambda module, args, output: kept.append((output, output.clone())))
+    hooked = model(**data, gumbel_noise=noise).logits
+    handle.remove()
+    assert len(kept) == 2  # pivot pass and main pass
+    assert all(torch.equal(output, copied) for output, copied in kept)
+    assert torch.equal(hooked, model(**data, gumbel_noise=noise).logits)
+
+
+def test_non_silu_activation_falls_back():
+    stock, model = pair(hidden_act="gelu")
+    assert torch.equal(model(batch()["input_ids"]).logits, stock(batch()["input_ids"]).logits)
+    assert "not SiLU" in report(model).layers[0].reason
+    assert model(**batch()).decision_weights is not None
+
+
+def test_report_names_what_runs():
+    _, model = pair(matrix=True)
+    with torch.no_grad():
+        model(batch()["input_ids"])
+    text = str(report(model))
+    assert "layers 0-3: fused" in text
+    assert "simulated by the Transform Matrix (one matrix)" in text
+    assert "last connected prompt: one prefill" in text
+
+
+def test_peft_model():
+    peft = pytest.importorskip("peft")
+    _, model = pair()
+    lora = peft.LoraConfig(target_modules=["q_proj", "gate_proj", "up_proj", "down_proj"], r=2)
+    wrapped = peft.get_peft_model(model, lora)
+    assert patch_model(wrapped) is wrapped
+    output = wrapped.train()(**batch(), gumbel_noise=gumbel(3))
+    output.loss.backward()
+    assert output.decision_weights is not None
+    trained = {name.split(".")[-4] for name, p in wrapped.named_parameters() if p.grad is not None and "lora_B" in name}
+    assert trained >= {"gate_proj", "up_proj", "down_proj"}
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_spec_table_is_complete(model_type):
+    assert spec_of(tiny_model(model_type)).mlp == "mlp"
+
+
+IMPORTS = """
+import sys
+sys.modules["triton"] = None
+import cc_kernels, cc_model
+import torch
+assert not torch.cuda.is_initialized()
+assert "datasets" not in sys.modules and "peft" not in sys.modules and "matplotlib" not in sys.modules
+print(cc_kernels.swiglu(torch.zeros(2), torch.ones(2)).tolist())
+"""
+
+
+def test_imports_without_triton():
+    done = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[0.0, 0.0]"
+
+
+def test_kernels_do_not_import_transformers():
+    code = "import sys, cc_kernels; assert 'transformers' not in sys.modules and 'cc_model' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_random_matrix_scale():
+    model = patch_model(tiny_model())
+    assert random_matrix(model, scale=2.0).std().item() == pytest.approx(2.0 / 8, rel=0.1)
