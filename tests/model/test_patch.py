@@ -13,7 +13,7 @@ from types import MethodType
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-from conftest import ARCHITECTURES, batch, gumbel, pair
+from model_pairs import ARCHITECTURES, batch, gumbel, pair
 from torch import nn
 from transformers import AutoModel, GPT2Config, GPT2LMHeadModel
 

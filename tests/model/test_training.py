@@ -6,7 +6,7 @@ import contextlib
 
 import pytest
 import torch
-from conftest import assert_same_gradients, batch, gradients, gumbel, pair
+from model_pairs import assert_same_gradients, batch, gradients, gumbel, pair
 from oracle import training_forward
 
 from cc_model import CCConfig, connection_disabled

@@ -1,0 +1,42 @@
+"""`torch.compile` of the patched decoder layers: one graph without breaks, the same numbers, no recompilation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from model_pairs import assert_same_gradients, batch, gradients, gumbel, pair
+
+from cc_model import CCConfig
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def compile_layers(model):
+    for layer in model.model.layers:
+        layer.compile(fullgraph=True, backend="aot_eager")
+
+
+@pytest.mark.parametrize("pivot_grad", [False, True])
+def test_training_step(pivot_grad):
+    config = CCConfig(pivot_grad=pivot_grad)
+    layers = 10  # more than the number of recompilations that are allowed
+    _, eager = pair("llama", config, num_hidden_layers=layers)
+    _, model = pair("llama", config, num_hidden_layers=layers, use_cache=False)
+    data, noise = batch(), gumbel(3, layers)
+    compile_layers(model)
+    for _ in range(2):  # the first steps compile
+        model.train()(**data, gumbel_noise=noise)
+    model.zero_grad()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        output = model(**data, gumbel_noise=noise)
+        output.loss.backward()
+    expected = eager.train()(**data, gumbel_noise=noise)
+    expected.loss.backward()
+    torch.testing.assert_close(output.loss, expected.loss, rtol=0, atol=1e-5)
+    assert torch.equal(output.decision_weights, expected.decision_weights)
+    assert_same_gradients(gradients(model), gradients(eager), tolerance=1e-5)
