@@ -1,6 +1,7 @@
 """Cross-lingual fine-tuning (CC-Tuning) for Hugging Face models: patch, train, fit, generate, save and load."""
 
 from cc_kernels import __version__
+from cc_model.collator import ParallelCollator
 from cc_model.config import CCConfig
 from cc_model.connection import connection_disabled
 from cc_model.loading import from_pretrained
@@ -10,6 +11,7 @@ from cc_model.transform import fit_transform_matrix
 
 __all__ = [
     "CCConfig",
+    "ParallelCollator",
     "__version__",
     "connection_disabled",
     "fit_transform_matrix",

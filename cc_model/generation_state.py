@@ -35,7 +35,7 @@ class GenerationState:
         self.index = index
         self.first_index, self.last_index = bounds
         self.pivot = pivot
-        self.connected = False
+        self.done = False  # compiled decode steps read this flag only, not positions that differ from call to call
 
     def enter(self, length: int, cached: bool) -> int | None:
         """The position of the first of `length` tokens about to run, when they hold a connection index; else None.
@@ -43,16 +43,14 @@ class GenerationState:
         Without a cache every forward runs all tokens, and each of them connects at the same place.
         """
         if not cached:
-            self.connected = True
             return 0
+        if self.done:
+            return None
         start = self.position
-        if start > self.last_index:
-            return None
         self.position = start + length
-        if self.first_index >= self.position:
-            return None
-        self.connected = True
-        return start
+        self.done = self.position > self.last_index
+        holds_index = start <= self.last_index and self.first_index < self.position
+        return start if holds_index else None
 
     def local_index(self, window: int, rows: int) -> Tensor:
         """`(rows,)` connection index within the tokens that start at `window`; rows are repeated for beams."""

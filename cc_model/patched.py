@@ -156,7 +156,17 @@ class PatchedCausalLM:
         return slots
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate with the connection, exactly once per call; see `cc_model.generation.connected_generate`."""
+        """Generate with the connection, made exactly once per prompt; see `cc_model.generation.connected_generate`.
+
+        Example:
+            >>> import torch
+            >>> from cc_model import patch_model
+            >>> from cc_model.testing import random_matrix, tiny_model
+            >>> model = patch_model(tiny_model("llama"))
+            >>> model.cc.transform_matrix = random_matrix(model)
+            >>> model.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=2, do_sample=False).shape
+            torch.Size([1, 5])
+        """
         return connected_generate(self, super().generate, args, kwargs)  # type: ignore[misc]
 
     def _validate_generation_mode(self, generation_mode: Any, generation_config: Any, mode_kwargs: Any) -> None:
@@ -173,5 +183,17 @@ class PatchedCausalLM:
         return super().generate_batch(*args, **kwargs)  # type: ignore[misc]
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, plain: bool = False, **kwargs: Any):
-        """Save weights, Decision Maker, matrix and options; `plain=True` leaves out everything of ours."""
+        """Save weights, Decision Maker, matrix and options, safetensors only; `cc_model.from_pretrained` reads them.
+
+        Stock `AutoModelForCausalLM` loads the directory as the plain model. `plain=True` leaves out everything of ours.
+
+        Example:
+            >>> import os, tempfile
+            >>> from cc_model import patch_model
+            >>> from cc_model.testing import tiny_model
+            >>> with tempfile.TemporaryDirectory() as directory:
+            ...     patch_model(tiny_model("llama")).save_pretrained(directory)
+            ...     sorted(os.listdir(directory))
+            ['cc_config.json', 'config.json', 'generation_config.json', 'model.safetensors']
+        """
         return save(self, super().save_pretrained, save_directory, args, kwargs, plain)  # type: ignore[misc]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from model_pairs import assert_same_gradients, batch, gradients, gumbel, pair
+from transformers import CompileConfig
 
 from cc_model import CCConfig
 
@@ -12,6 +13,7 @@ from cc_model import CCConfig
 @pytest.fixture(autouse=True)
 def fresh_compiler():
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     yield
     torch._dynamo.reset()
 
@@ -40,3 +42,17 @@ def test_training_step(pivot_grad):
     torch.testing.assert_close(output.loss, expected.loss, rtol=0, atol=1e-5)
     assert torch.equal(output.decision_weights, expected.decision_weights)
     assert_same_gradients(gradients(model), gradients(eager), tolerance=1e-5)
+
+
+def test_decode_steps_compile_once():
+    """transformers compiles the decode steps of a static cache: one graph for prompts of every length."""
+    _, model = pair(matrix=True)
+    compiled = CompileConfig(backend="eager", fullgraph=True, mode=None)
+    compiled._compile_all_devices = True
+    options = {"max_new_tokens": 5, "do_sample": False, "cache_implementation": "static", "max_cache_len": 32}
+    for length in (9, 12, 17):
+        ids = torch.randint(256, (2, length), generator=torch.Generator().manual_seed(length))
+        eager = model.generate(ids, **options, disable_compile=True)
+        assert torch.equal(model.generate(ids, **options, compile_config=compiled), eager)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]

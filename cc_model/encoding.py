@@ -1,0 +1,181 @@
+"""From the columns of a row to token ids: prompt, answer and pivot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+Message = Mapping[str, str]
+
+
+class Encoded(NamedTuple):
+    """Token ids of one row; `answer` is empty in a prompt, `pivot` in a row without an English version."""
+
+    prompt: list[int]
+    answer: list[int]
+    pivot: list[int]
+
+
+class _Texts(NamedTuple):
+    prompt: str
+    full: str | None
+    pivot: str | None
+
+
+class Encoder:
+    """Renders rows with the tokenizer's chat template and encodes them; see `ParallelCollator` for the columns.
+
+    Prompt and answer are encoded together and split where the prompt's own tokens end, so that a tokenizer sees the
+    answer in its place. Where the two would share a token they are encoded apart, so that the prompt is always what
+    inference encodes.
+
+    Args:
+        tokenizer: of transformers.
+        system: text of a system turn before every conversation that has none, or None.
+        chat_template_kwargs: further variables of the chat template.
+    """
+
+    def __init__(self, tokenizer: Any, system: str | None = None, chat_template_kwargs: dict[str, Any] | None = None):
+        self.tokenizer = tokenizer
+        self.system = system
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self.special = set(tokenizer.all_special_ids)
+        self.special |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.plain = getattr(tokenizer, "chat_template", None) is None
+        if self.plain and tokenizer.eos_token is None:
+            raise ValueError("tokenizer: expected a chat template or an eos_token to end an answer with, got neither")
+        starts = tokenizer("a")["input_ids"][:1]
+        self.starts_with_bos = tokenizer.bos_token_id is not None and starts == [tokenizer.bos_token_id]
+
+    def encode(self, features: Sequence[Mapping[str, Any]], answers: bool) -> list[Encoded]:
+        """Token ids of every row; with `answers` the rows must have one.
+
+        Raises:
+            TypeError, ValueError: a column is missing or has the wrong type; the message names the row and the column.
+        """
+        rows = [self._texts(feature, f"row {index}", answers) for index, feature in enumerate(features)]
+        wanted = [text for row in rows for text in row if text is not None]
+        ids = iter(self._ids(wanted))
+        encoded = []
+        for index, row in enumerate(rows):
+            prompt, full, pivot = (next(ids) if text is not None else [] for text in row)
+            if not prompt:
+                raise ValueError(f"row {index}: expected a prompt of at least one token, got an empty one")
+            answer = self._answer(row, prompt, full) if row.full is not None else []
+            encoded.append(Encoded(prompt, answer, pivot))
+        return encoded
+
+    def _texts(self, feature: Mapping[str, Any], where: str, answers: bool) -> _Texts:
+        if not isinstance(feature, Mapping):
+            raise TypeError(f"{where}: expected a mapping of columns, got {type(feature).__name__}")
+        conversation, answer = _conversation(feature, where, answers)
+        pivot = _pivot_conversation(feature, where)
+        prompt = self._render(conversation, where, prompt=True)
+        pivot_text = None if pivot is None else self._render(pivot, where, prompt=True)
+        if not answers:
+            return _Texts(prompt, None, pivot_text)
+        turn = {"role": "assistant", "content": answer}
+        full = self._render([*conversation, turn], where, prompt=False)
+        if not full.startswith(prompt):
+            raise ValueError(
+                f"{where}: the chat template writes the prompt differently when an answer follows, so the answer's "
+                f"tokens cannot be told apart; expected a text that starts with {prompt[-40:]!r}"
+            )
+        return _Texts(prompt, full, pivot_text)
+
+    def _render(self, conversation: Sequence[Message], where: str, prompt: bool) -> str:
+        if self.system is not None and conversation[0]["role"] != "system":
+            conversation = [{"role": "system", "content": self.system}, *conversation]
+        if self.plain:
+            return self._plain_text(conversation, prompt)
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(conversation), tokenize=False, add_generation_prompt=prompt, **self.chat_template_kwargs
+            )
+        except Exception as error:  # templates raise their own errors, of any type
+            raise ValueError(f"{where}: the tokenizer's chat template refused it: {error}") from error
+
+    def _plain_text(self, conversation: Sequence[Message], prompt: bool) -> str:
+        """The documented format for a tokenizer without a chat template."""
+        text = self.tokenizer.bos_token if self.starts_with_bos else ""
+        for message in conversation:
+            role, content = message["role"], message["content"]
+            if role == "assistant":
+                text += f"Assistant: {content}{self.tokenizer.eos_token}\n"
+            else:
+                text += f"User: {content}\n" if role == "user" else f"{content}\n"
+        return text + "Assistant:" if prompt else text
+
+    def _ids(self, texts: list[str]) -> list[list[int]]:
+        """Ids of texts that hold their special tokens already; a beginning-of-sequence token is never doubled."""
+        bos = self.tokenizer.bos_token_id
+        rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        for row in rows:
+            while bos is not None and row[:2] == [bos, bos]:
+                del row[0]
+        return rows
+
+    def _answer(self, row: _Texts, prompt: list[int], full: list[int]) -> list[int]:
+        """The answer's ids up to and including the end-of-turn token."""
+        if full[: len(prompt)] == prompt:
+            answer = full[len(prompt) :]
+        else:
+            answer = self._ids([str(row.full)[len(row.prompt) :]])[0]
+        ends = [index for index, token in enumerate(answer) if token in self.special]
+        # Templates may write a line break after the end of a turn, which a model never gets to generate.
+        if ends and self.tokenizer.decode(answer[ends[-1] + 1 :]).strip() == "":
+            return answer[: ends[-1] + 1]
+        eos = self.tokenizer.eos_token_id
+        return answer if eos is None else [*answer, eos]
+
+
+def _conversation(feature: Mapping[str, Any], where: str, answers: bool) -> tuple[list[Message], str]:
+    """The turns up to the answer, and the answer; `""` where none is asked for."""
+    if feature.get("messages") is None:
+        turns: list[Message] = [{"role": "user", "content": _text(feature, "instruction", where, " or messages")}]
+        return turns, _text(feature, "output", where) if answers else ""
+    turns = _turns(feature, "messages", where)
+    if answers and turns[-1]["role"] != "assistant":
+        raise ValueError(f"{where}: column 'messages' must end with an assistant turn, got {turns[-1]['role']!r}")
+    answer = turns.pop()["content"] if turns[-1]["role"] == "assistant" else ""
+    if not turns:
+        raise ValueError(f"{where}: column 'messages' must hold a turn before the answer, got the answer alone")
+    return turns, answer
+
+
+def _pivot_conversation(feature: Mapping[str, Any], where: str) -> list[Message] | None:
+    """The English turns without an answer; None for a row without a pivot."""
+    if feature.get("messages_en"):
+        turns = _turns(feature, "messages_en", where)
+        if turns[-1]["role"] == "assistant":
+            turns.pop()
+        return turns or None
+    if feature.get("instruction_en") is None:
+        return None
+    text = _text(feature, "instruction_en", where)
+    return [{"role": "user", "content": text}] if text.strip() else None
+
+
+def _text(feature: Mapping[str, Any], column: str, where: str, alternative: str = "") -> str:
+    if column not in feature:
+        raise ValueError(f"{where}: column {column!r}{alternative} is missing, got {sorted(map(str, feature))}")
+    if not isinstance(feature[column], str):
+        raise TypeError(f"{where}: column {column!r} must be text, got {type(feature[column]).__name__}")
+    return feature[column]
+
+
+def _turns(feature: Mapping[str, Any], column: str, where: str) -> list[Message]:
+    """A chat column, checked; a new list."""
+    turns = feature[column]
+    if not isinstance(turns, Sequence) or isinstance(turns, str):
+        raise TypeError(f"{where}: column {column!r} must be a list of messages, got {type(turns).__name__}")
+    if not turns:
+        raise ValueError(f"{where}: column {column!r} must hold at least one message, got none")
+    for turn in turns:
+        texts = isinstance(turn, Mapping) and [turn.get(key) for key in ("role", "content")]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"{where}: column {column!r}: expected messages with text 'role' and 'content', got {turn}")
+    return list(turns)
+
+
+__all__ = ["Encoded", "Encoder"]
