@@ -1,0 +1,123 @@
+"""The demo in a toy size: its files, and that the report says what the numbers say."""
+
+import json
+import re
+
+import pytest
+from PIL import Image
+
+from train.demo import FAST, main, parse_demo
+from train.demo_report import NAMES, compare, render
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo")
+    main(["--fast", "--steps", "14", "--seed", "3", "--out", str(out)])
+    return out, json.loads((out / "results.json").read_text(encoding="utf-8"))
+
+
+def tables(report):
+    """Every Markdown table as a list of rows of cells, the header first."""
+    found, current = [], []
+    for line in [*report.splitlines(), ""]:
+        if line.startswith("|"):
+            current.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+        elif current:
+            found.append([current[0], *current[2:]])
+            current = []
+    return found
+
+
+def test_accuracy_table_is_the_json(demo):
+    out, results = demo
+    table = tables((out / "report.md").read_text(encoding="utf-8"))[0]
+    assert table[0] == ["language", "questions", *NAMES.values()]
+    assert [row[0] for row in table[1:]] == list(results["accuracy"])
+    for row in table[1:]:
+        line = results["accuracy"][row[0]]
+        assert int(row[1]) == line["questions"]
+        for mode, cell in zip(NAMES, row[2:], strict=True):
+            assert float(cell.removesuffix(" %")) == pytest.approx(100 * line[mode] / line["questions"], abs=0.05)
+
+
+def test_all_is_the_sum_of_the_languages(demo):
+    _, results = demo
+    *languages, total = results["accuracy"].values()
+    assert list(results["accuracy"])[-1] == "all"
+    assert all(total[key] == sum(line[key] for line in languages) for key in total)
+    assert total["questions"] == results["data"]["questions"] > 0
+    assert all(0 <= line[mode] <= line["questions"] for line in languages for mode in NAMES)
+
+
+def test_other_tables_are_the_json(demo):
+    out, results = demo
+    _, answers, decisions, layers, seconds = tables((out / "report.md").read_text(encoding="utf-8"))
+    assert [row[2] for row in answers[1:]] == [sample["expected"] for sample in results["samples"]]
+    by_step = dict(zip(results["connected"]["step"], results["connected"]["decisions"], strict=True))
+    for step, *cells in decisions[1:]:
+        assert [float(cell.removesuffix(" %")) for cell in cells] == pytest.approx(
+            [100 * share for share in by_step[int(step)]], abs=0.5
+        )
+    quality = results["matrix"]
+    for row, line in zip(layers[1:], [quality["overall"], *quality["layers"]], strict=True):
+        assert [float(cell) for cell in row[1:]] == pytest.approx(
+            [line["r2"], line["cosine"], line["cosine_before"]], abs=5e-4
+        )
+    assert {name: float(cell) for name, cell in seconds[1:]} == pytest.approx(results["seconds"], abs=0.05)
+
+
+def test_histograms_and_losses(demo):
+    _, results = demo
+    assert results["vanilla"]["step"] == results["connected"]["step"] == list(range(1, 15))
+    assert results["vanilla"]["decisions"] == []
+    assert all(sum(shares) == pytest.approx(1) for shares in results["connected"]["decisions"])
+    # Same first weights and rows: before anything is learned the losses differ by the connection only.
+    assert results["connected"]["loss"][0] == pytest.approx(results["vanilla"]["loss"][0], rel=1e-2)
+    assert results["vanilla"]["loss"][-1] < results["vanilla"]["loss"][0] - 0.05
+
+
+def test_plots_and_models(demo):
+    out, _ = demo
+    for name in ("loss.png", "decisions.png"):
+        with Image.open(out / name) as image:
+            assert image.size == (1050, 600)
+    assert (out / "connected" / "cc_config.json").is_file()
+    assert (out / "vanilla" / "model.safetensors").is_file()
+    report = (out / "report.md").read_text(encoding="utf-8")
+    assert str(out) not in report
+
+
+def test_words_follow_the_numbers(demo):
+    _, results = demo
+    line = {"questions": 400, "guess": 100, "vanilla": 120, "matrix": 118, "english": 360, "off": 20}
+    results = {**results, "accuracy": {"de": line, "all": line}}
+    worse = render(results)
+    assert "the method as a user would apply it (with the matrix) is **not better** than plain" in worse
+    assert "0.5 points below (standard error 3.2): no clear difference" in worse
+    assert "60.0 points above (standard error 2.7): clearly higher" in worse
+    line = {**line, "matrix": 300}
+    better = render({**results, "accuracy": {"de": line, "all": line}})
+    assert "not better" not in better
+    assert "the method with the matrix answers more questions than plain fine-tuning does" in better
+
+
+def test_compare_equal():
+    assert compare({"all": {"questions": 10, "a": 3, "b": 3}}, "a", "b") == "equal"
+
+
+def test_command_line(capsys):
+    settings, out = parse_demo(["--steps", "7", "--seed", "2", "--languages", "en", "sw", "--out", "there", "--fast"])
+    assert (settings.steps, settings.seed, settings.languages, str(out)) == (7, 2, ("en", "sw"), "there")
+    assert settings.hidden_size == FAST.hidden_size
+    with pytest.raises(SystemExit):
+        parse_demo(["--steps", "0"])
+    assert "--steps: expected a positive number, got 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("languages", "message"), [(["en", "xx"], "languages: .*xx"), (["de"], "languages: .*'en'"), (["en"], "languages:")]
+)
+def test_bad_languages(tmp_path, languages, message):
+    with pytest.raises(SystemExit, match=f"train.demo: {message}"):
+        main(["--fast", "--out", str(tmp_path), "--languages", *languages])

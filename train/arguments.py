@@ -1,0 +1,230 @@
+"""Command lines: a YAML file first, then options that override it, into dataclasses.
+
+python -m train.sft config.yaml --learning_rate 2e-5
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+
+def option(default: Any, text: str) -> Any:
+    """A dataclass field with a default and the text that `--help` shows."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ModelArguments:
+    """Which model, and how the connection is made."""
+
+    _argument_group_name = "model"
+
+    model: str | None = option(None, "Folder or hub name of the model to fine-tune, for example Qwen/Qwen2.5-7B.")
+    scratch: str | None = option(
+        None,
+        'Instead of --model: fields of a new, random model as JSON, for example \'{"model_type": "llama", '
+        '"hidden_size": 128, "num_hidden_layers": 4}\'. A tokenizer is then trained on the data.',
+    )
+    scratch_vocab_size: int = option(4096, "Vocabulary of the tokenizer trained for --scratch.")
+    tokenizer: str | None = option(None, "Folder or hub name of the tokenizer; the model's own if left out.")
+    chat_template: str | None = option(
+        None,
+        "llama3, qwen2, mistral (the published templates) or a Jinja file. Base models often come without one; left "
+        "out, the tokenizer's own is used, or a plain 'User: ... Assistant: ...'.",
+    )
+    method: Literal["cc", "vanilla"] = option(
+        "cc", "cc: with the cross-lingual connection; vanilla: plain fine-tuning on the same rows."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "Of the weights in memory; auto: as they were saved."
+    )
+    attn_implementation: str | None = option(None, "sdpa, flash_attention_2, eager, ...; transformers' choice.")
+    inject_layer: int = option(0, "Layer whose feed-forward output receives the connection.")
+    temperature: float = option(1.0, "Temperature of the Decision Maker's softmax.")
+    hard: bool = option(True, "Connect one layer's activation (false: a mixture of all layers').")
+    pivot_grad: bool = option(False, "Let gradients flow into the English pass (the published recipe does not).")
+
+
+@dataclass
+class CollatorArguments:
+    """How a row becomes tokens. Saved beside the model, so that later steps use the same."""
+
+    _argument_group_name = "tokens"
+
+    max_length: int = option(1024, "Most tokens of a row (prompt and answer) and of an English prompt.")
+    position: Literal["last", "published"] = option(
+        "last", "Token that is connected: the last prompt token, or the published code's position."
+    )
+    system: str | None = option(None, "Text of a system turn for conversations without one.")
+
+
+@dataclass
+class DataArguments:
+    """Which rows."""
+
+    _argument_group_name = "data"
+
+    dataset: str | None = option(
+        None,
+        "A .json, .jsonl or .parquet file, a folder with <split>.jsonl or <split>.parquet, a data set saved with "
+        "save_to_disk, a hub name, or 'cldr': real questions in 22 languages that are built offline.",
+    )
+    dataset_config: str | None = option(None, "Configuration of a hub data set.")
+    split: str = option("train", "Split to read.")
+    eval_split: str | None = option(None, "Split for the evaluation loss (with --eval_strategy steps or epoch).")
+    instruction_column: str = option("instruction", "Column with the question.")
+    instruction_en_column: str = option("instruction_en", "Column with its English version; empty cells: none.")
+    output_column: str = option("output", "Column with the answer. Chat data: columns messages and messages_en.")
+    max_samples: int | None = option(None, "Use only the first N rows.")
+    languages: list[str] | None = option(None, "With --dataset cldr: language codes; all 22 if left out.")  # noqa: RUF009
+    relations: list[str] | None = option(None, "With --dataset cldr: relations; all 4 if left out.")  # noqa: RUF009
+    held_out: float = option(0.1, "With --dataset cldr: share of the facts held out in every language but English.")
+
+
+@dataclass
+class SftArguments(TrainingArguments):
+    """`TrainingArguments` with the published recipe as defaults."""
+
+    _argument_group_name = "training (all further options of transformers.TrainingArguments work too; --help_all)"
+
+    output_dir: str | None = option("runs/sft", "Folder for the model, its checkpoints and the log.")
+    learning_rate: float = option(1e-5, "Peak learning rate.")
+    lr_scheduler_type: str = option("cosine", "Learning rate schedule.")
+    warmup_steps: float = option(0.1, "Below 1: share of all steps used for warm-up; otherwise a number of steps.")
+    num_train_epochs: float = option(3.0, "Passes over the data.")
+    max_steps: int = option(-1, "Optimizer steps; overrides --num_train_epochs when positive.")
+    per_device_train_batch_size: int = option(4, "Rows per device and forward pass.")
+    gradient_accumulation_steps: int = option(4, "Forward passes per optimizer step.")
+    logging_steps: float = option(10, "Log the loss and the decisions every so many steps.")
+    save_strategy: str = option("epoch", "When to save a checkpoint: no, steps or epoch.")
+    save_steps: float = option(500, "With --save_strategy steps.")
+    save_total_limit: int | None = option(2, "Checkpoints kept.")
+    remove_unused_columns: bool = option(False, "Must stay false: the collator reads the text columns.")
+    bucket_by_length: bool = option(
+        False, "Batch rows of similar length (prompt + answer + English prompt) together; faster, less random order."
+    )
+    overwrite: bool = option(False, "Train from the start although --output_dir holds checkpoints.")
+
+
+COMMON = (
+    *("output_dir", "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "bf16", "seed"),
+    *("logging_steps", "save_strategy", "save_steps", "save_total_limit", "resume_from_checkpoint", "report_to"),
+    *("bucket_by_length", "eval_strategy", "overwrite", "use_cpu", "deepspeed"),
+)
+
+
+# Shown instead of what transformers says, which is about its own scripts.
+HELP = {
+    "gradient_checkpointing": "Recompute activations in the backward pass: less memory, about a third more time.",
+    "bf16": "Mixed precision: bfloat16 arithmetic, weights as --dtype says.",
+    "resume_from_checkpoint": "'true': continue from the last checkpoint in --output_dir; or a checkpoint folder.",
+    "eval_strategy": "When to compute the loss on --eval_split: no, steps (see --eval_steps) or epoch.",
+    "deepspeed": "DeepSpeed configuration file, for models that do not fit on one device.",
+    "use_cpu": "Do not use an accelerator.",
+    "report_to": "tensorboard, wandb, ... or none.",
+    "seed": "Of the data order, a new model's weights and the decisions' noise.",
+}
+
+
+class _Help(argparse.HelpFormatter):
+    """One spelling per option, with its default."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        spellings, action.option_strings = action.option_strings, action.option_strings[:1]
+        try:
+            return super()._format_action_invocation(action)
+        finally:
+            action.option_strings = spellings
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        unset = action.default in (None, argparse.SUPPRESS, "", []) or not action.help
+        return action.help if unset else f"{action.help} [default: %(default)s]"
+
+
+def parse(
+    groups: Sequence[type], prog: str, description: str, arguments: Sequence[str] | None = None
+) -> tuple[Any, ...]:
+    """One instance per dataclass in `groups`, from a YAML file (first argument, if it ends in .yaml) and options.
+
+    Options on the command line override the file. An unknown key, in either, ends the program with a message.
+
+    Args:
+        groups: dataclasses with `_argument_group_name`.
+        prog: name shown by `--help`.
+        description: text shown by `--help`.
+        arguments: the command line; None for that of the process.
+
+    Example:
+        >>> data, = parse([DataArguments], "demo", "An example.", ["--dataset", "rows.jsonl", "--max_samples", "10"])
+        >>> data.dataset, data.max_samples, data.split
+        ('rows.jsonl', 10, 'train')
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = HfArgumentParser(
+        groups,  # type: ignore[arg-type]
+        prog=f"python -m {prog}",
+        usage=f"python -m {prog} [config.yaml] [options]",
+        description=description,
+        formatter_class=_Help,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    asked = parser.add_argument_group("help")
+    asked.add_argument("--help", "-h", action="help", help="Show this.", default=argparse.SUPPRESS)
+    asked.add_argument("--help_all", action="help", help="Show every option.", default=argparse.SUPPRESS)
+    if "--help_all" not in given:
+        _shorten(parser, groups)
+    if given and given[0].lower().endswith((".yaml", ".yml")):
+        given = [*_yaml_options(given[0], parser), *given[1:]]
+    try:
+        return parser.parse_args_into_dataclasses(given, look_for_args_file=False)
+    except (ValueError, ImportError) as error:
+        parser.error(str(error))
+
+
+def _shorten(parser: argparse.ArgumentParser, groups: Sequence[type]) -> None:
+    """Hide what few need: the options that only transformers' own training arguments have."""
+    ours = {name for group in groups if not issubclass(group, TrainingArguments) for name in group.__dataclass_fields__}  # type: ignore[attr-defined]
+    for action in parser._actions:
+        if action.dest in HELP and action.dest in COMMON:
+            action.help = HELP[action.dest]
+        elif action.dest not in ours and action.dest not in COMMON and action.dest not in ("help", "help_all"):
+            action.help = argparse.SUPPRESS
+        if action.option_strings[0].startswith("--no_"):  # HfArgumentParser's second spelling of `--name false`
+            action.help = argparse.SUPPRESS
+
+
+def _yaml_options(path: str, parser: argparse.ArgumentParser) -> list[str]:
+    """The entries of a YAML file as options, so that they are checked like those of the command line."""
+    if not Path(path).is_file():
+        parser.error(f"config: expected a YAML file, found no {path}")
+    try:
+        entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        parser.error(f"config: {path} is not valid YAML: {error}")
+    if not isinstance(entries, dict):
+        parser.error(f"config: expected `name: value` lines in {path}, got {type(entries).__name__}")
+    known = {option.removeprefix("--") for option in parser._option_string_actions}
+    options: list[str] = []
+    for name, value in entries.items():
+        if name not in known:
+            parser.error(f"config: unknown option {name!r} in {path}; --help_all lists all")
+        if value is None:
+            continue
+        options.append(f"--{name}")
+        values = value if isinstance(value, list) else [value]
+        options += [json.dumps(v) if isinstance(v, dict | bool) else str(v) for v in values]
+    return options
+
+
+__all__ = ["CollatorArguments", "DataArguments", "ModelArguments", "SftArguments", "option", "parse"]

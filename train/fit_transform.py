@@ -1,0 +1,158 @@
+"""Fit the Transform Matrix of a fine-tuned model, so that it connects without an English prompt.
+
+python -m train.fit_transform --model runs/tiny_cldr
+python -m train.fit_transform --model runs/qwen --dataset rows.jsonl --holdout 0.1
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+from tqdm.auto import tqdm
+
+from cc_model import fit_transform_matrix
+from cc_model.collator import ParallelCollator
+from cc_model.files import write_text
+from train.arguments import DataArguments, option, parse
+from train.load_data import has_pivot, load_rows
+from train.models import load_options, load_trained, save_options
+
+DESCRIPTION = (
+    "Fit the Transform Matrix of a model that train.sft trained with --method cc: it maps what the model computes for "
+    "a prompt to what it would compute for the English version. Reads prompt pairs only (no answers), in one pass, and "
+    "saves the model with the matrix. Without --dataset the rows are those that the model was trained on. The options "
+    "may stand in a YAML file given first."
+)
+REPORT_FILE = "transform_report.json"
+
+
+@dataclass
+class FitArguments:
+    """How to fit."""
+
+    _argument_group_name = "fit"
+
+    model: str = option("", "Folder that train.sft wrote (required).")
+    output_dir: str | None = option(None, "Where to save the model with its matrix; left out: the same folder.")
+    max_pairs: int | None = option(1000, "Use a random choice of at most this many prompt pairs.")
+    batch_size: int = option(16, "Prompt pairs per forward pass.")
+    ridge: float = option(0.0, "Penalty on the matrix, for fewer pairs than the hidden size needs.")
+    per_layer: bool = option(False, "One matrix for each layer instead of the paper's single one.")
+    affine: bool = option(False, "Also fit a bias.")
+    holdout: float = option(0.1, "Share of the pairs kept out of the fit, on which the report is measured.")
+    dtype: str = option("auto", "auto (as saved), float32, bfloat16 or float16.")
+    device: str = option("auto", "auto, cpu, cuda, ...")
+    seed: int = option(0, "Of the choice of pairs.")
+
+
+def choose_pairs(rows: Dataset, max_pairs: int | None, seed: int) -> list[dict[str, Any]]:
+    """At most `max_pairs` rows that have an English version, in random order.
+
+    Raises:
+        ValueError: there is none.
+
+    Example:
+        >>> rows = Dataset.from_dict({"instruction": ["Hallo", "Hello"], "instruction_en": ["Hello", ""]})
+        >>> choose_pairs(rows, 10, seed=0)
+        [{'instruction': 'Hallo', 'instruction_en': 'Hello'}]
+    """
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    pairs: list[dict[str, Any]] = []
+    for index in order:
+        if max_pairs is not None and len(pairs) >= max_pairs:
+            break
+        row = rows[index]
+        if has_pivot(row):
+            pairs.append(row)
+    if not pairs:
+        raise ValueError("instruction_en: expected rows with an English version, got none")
+    return pairs
+
+
+def prompt_batches(
+    model: Any,
+    collator: ParallelCollator,
+    pairs: Sequence[Mapping[str, Any]],
+    batch_size: int,
+    progress: bool = True,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Batches for `fit_transform_matrix`, on the model's device."""
+    with tqdm(total=len(pairs), desc="fit Transform Matrix", unit="pair", disable=not progress) as bar:
+        for start in range(0, len(pairs), batch_size):
+            batch = collator.prompts(pairs[start : start + batch_size])
+            yield {key: value.to(model.device) for key, value in batch.items()}
+            bar.update(len(batch["input_ids"]))
+
+
+def report_table(report: Any) -> Table:
+    """The fit's quality per layer as a rich table."""
+    table = Table("layer", "R²", "cosine", "cosine before", title=f"Transform Matrix, measured on {report.sample}")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, quality in [("all", report.overall), *((str(i), q) for i, q in enumerate(report.layers))]:
+        table.add_row(name, f"{quality.r2:.3f}", f"{quality.cosine:.3f}", f"{quality.cosine_before:.3f}")
+    return table
+
+
+def run_fit(options: FitArguments, data: DataArguments, console: Console | None = None) -> Any:
+    """Load, fit, save; what the command line does. Returns the report of `fit_transform_matrix`.
+
+    Raises:
+        ValueError: no fine-tuned model in the folder, or no prompt pairs.
+    """
+    console = console or Console()
+    if not options.model:
+        raise ValueError("model: expected --model, the folder that train.sft wrote")
+    if options.batch_size < 1 or (options.max_pairs is not None and options.max_pairs < 1):
+        raise ValueError(f"expected batch_size and max_pairs above 0, got {options.batch_size}, {options.max_pairs}")
+    model, collator = load_trained(options.model, options.device, options.dtype)
+    if not hasattr(model, "cc"):
+        raise ValueError(f"model: {options.model} was trained with --method vanilla, it has no connection to fit")
+    if data.dataset is None:  # the rows that the model was trained on
+        data = DataArguments(**load_options(options.model).get("data", {}))
+    pairs = choose_pairs(load_rows(data), options.max_pairs, options.seed)
+    report = fit_transform_matrix(
+        model,
+        prompt_batches(model, collator, pairs, options.batch_size),
+        ridge=options.ridge,
+        per_layer=options.per_layer,
+        affine=options.affine,
+        holdout=options.holdout,
+        progress=False,
+        seed=options.seed,
+    )
+    console.print(report_table(report))
+    console.print(f"{report.pairs:,} pairs fitted, rank {report.rank} of {report.width}")
+    folder = Path(options.output_dir or options.model)
+    model.save_pretrained(folder)
+    if folder != Path(options.model):
+        collator.tokenizer.save_pretrained(folder)
+        save_options(folder, load_options(options.model))
+    write_text(folder / REPORT_FILE, json.dumps(asdict(report), indent=2) + "\n")
+    console.print(f"saved to {folder}")
+    return report
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    options = parse((FitArguments, DataArguments), "train.fit_transform", DESCRIPTION, arguments)
+    try:
+        run_fit(*options)
+    except (ValueError, TypeError) as error:
+        raise SystemExit(f"train.fit_transform: {error}") from error
+
+
+if __name__ == "__main__":
+    main()
+
+__all__ = ["choose_pairs", "prompt_batches", "report_table", "run_fit"]

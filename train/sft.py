@@ -1,0 +1,174 @@
+"""Fine-tune a model with the cross-lingual connection, or plainly, on rows of questions and answers.
+
+    python -m train.sft train/configs/tiny_cldr.yaml
+    python -m train.sft train/configs/qwen2.5-7b.yaml --dataset rows.jsonl --output_dir runs/qwen
+
+Rows have the columns `instruction`, `instruction_en` and `output`, or chat `messages` and `messages_en`. The defaults
+are the published recipe: learning rate 1e-5, cosine, 10 % warm-up, 3 epochs, 1024 tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from rich.console import Console
+from tqdm.auto import tqdm
+from transformers import TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from cc_model.collator import ParallelCollator
+from cc_model.files import write_text
+from train.arguments import CollatorArguments, DataArguments, ModelArguments, SftArguments, parse
+from train.load_data import count_pivots, load_rows
+from train.models import load_for_training, save_options, set_end_of_turn
+from train.trainer import CCTrainer, PlainCollator, use_rich_progress
+
+DESCRIPTION = (
+    "Fine-tune a causal language model on questions and answers, with the cross-lingual connection (--method cc) or "
+    "plainly (--method vanilla). Options come from a YAML file, if the first argument is one, and from the command "
+    "line, which wins. Afterwards: python -m train.fit_transform, then python -m train.generate."
+)
+LENGTH_COLUMN = "length"
+HISTORY_FILE = "history.json"
+
+
+def make_trainer(
+    model: Any,
+    collator: ParallelCollator,
+    rows: Dataset,
+    arguments: TrainingArguments,
+    eval_rows: Dataset | None = None,
+    title: str = "training",
+    console: Console | None = None,
+) -> CCTrainer:
+    """A trainer for a patched model, or for a plain one, on the same rows.
+
+    Args:
+        model: patched: trains with the connection; not patched: the pivots are left out of the batches.
+        collator: of the model's tokenizer.
+        rows: data set with the collator's columns.
+        arguments: `remove_unused_columns` must be False, because the collator reads text.
+        eval_rows: for the evaluation loss.
+        title: shown at the progress bar.
+        console: of rich; a new one if None.
+
+    Raises:
+        ValueError: `remove_unused_columns` is set.
+    """
+    if arguments.remove_unused_columns:
+        raise ValueError("remove_unused_columns: expected False (the collator reads the text columns), got True")
+    trainer = CCTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=rows,
+        eval_dataset=eval_rows,
+        data_collator=collator if hasattr(model, "cc") else PlainCollator(collator),
+        processing_class=collator.tokenizer,
+    )
+    use_rich_progress(trainer, title, console)
+    return trainer
+
+
+def with_lengths(rows: Dataset, collator: ParallelCollator) -> Dataset:
+    """`rows` with a column of prompt + answer + pivot tokens, by which Trainer groups rows of similar length."""
+    lengths = [collator.lengths(row) for row in tqdm(rows, desc="measure lengths", unit="row")]
+    rows = rows.remove_columns(LENGTH_COLUMN) if LENGTH_COLUMN in rows.column_names else rows
+    return rows.add_column(LENGTH_COLUMN, lengths)
+
+
+def find_checkpoint(arguments: SftArguments) -> str | None:
+    """The checkpoint to resume from: a folder, or with `true` the last one in the output folder, if there is one.
+
+    Raises:
+        ValueError: the folder does not exist, or there are checkpoints and neither resuming nor overwriting was asked.
+    """
+    folder = Path(str(arguments.output_dir))
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    asked = arguments.resume_from_checkpoint
+    if asked is None or str(asked).lower() == "false":
+        if last is not None and not arguments.overwrite:
+            raise ValueError(
+                f"output_dir: {folder} holds checkpoints already; continue with --resume_from_checkpoint true, start "
+                "anew with --overwrite, or choose another folder"
+            )
+        return None
+    if str(asked).lower() == "true":
+        return last
+    if not Path(asked).is_dir():
+        raise ValueError(f"resume_from_checkpoint: expected 'true' or a checkpoint folder, found no {asked!r}")
+    return asked
+
+
+def run_sft(
+    model_options: ModelArguments,
+    data_options: DataArguments,
+    token_options: CollatorArguments,
+    arguments: SftArguments,
+    console: Console | None = None,
+) -> CCTrainer:
+    """Load, train and save; what the command line does. The trainer's `state.log_history` has losses and decisions.
+
+    Raises:
+        ValueError: options that do not fit together, data without the columns, a model that is not supported.
+    """
+    console = console or Console()
+    checkpoint = find_checkpoint(arguments)
+    set_seed(arguments.seed)
+    rows = load_rows(data_options)
+    pivots = count_pivots(rows)
+    if model_options.method == "cc" and pivots == 0:
+        raise ValueError(
+            f"instruction_en: --method cc expects rows with an English version, got none in {data_options.dataset!r}; "
+            "see --instruction_en_column, or use --method vanilla"
+        )
+    model, tokenizer = load_for_training(model_options, rows)
+    collator = ParallelCollator(tokenizer, **asdict(token_options))
+    set_end_of_turn(model, collator)
+    eval_rows = load_rows(data_options, data_options.eval_split) if data_options.eval_split else None
+    if arguments.bucket_by_length:
+        rows = with_lengths(rows, collator)
+        eval_rows = with_lengths(eval_rows, collator) if eval_rows is not None else None
+        arguments.train_sampling_strategy = "group_by_length"
+        arguments.length_column_name = LENGTH_COLUMN
+    trainer = make_trainer(model, collator, rows, arguments, eval_rows, model_options.method, console)
+    main_process = trainer.is_world_process_zero()
+    if main_process:
+        size = sum(parameter.numel() for parameter in model.parameters())
+        console.print(
+            f"{type(model).__name__}, {size:,} parameters, method {model_options.method}; {len(rows):,} rows, "
+            f"{pivots:,} with an English version" + (f"; resuming from {checkpoint}" if checkpoint else "")
+        )
+        Path(str(arguments.output_dir)).mkdir(parents=True, exist_ok=True)
+        save_options(str(arguments.output_dir), {"data": asdict(data_options), "collator": asdict(token_options)})
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    if main_process:
+        history = json.dumps(trainer.state.log_history, indent=1)
+        write_text(Path(str(arguments.output_dir)) / HISTORY_FILE, history + "\n")
+        if collator.truncated:
+            console.print(f"{collator.truncated:,} rows were longer than {collator.max_length} tokens and were cut")
+        console.print(f"saved to {arguments.output_dir}")
+    return trainer
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    groups = (ModelArguments, DataArguments, CollatorArguments, SftArguments)
+    options = parse(groups, "train.sft", DESCRIPTION, arguments)
+    try:
+        run_sft(*options)
+    except (ValueError, TypeError) as error:
+        raise SystemExit(f"train.sft: {error}") from error
+
+
+if __name__ == "__main__":
+    main()
+
+__all__ = ["find_checkpoint", "make_trainer", "run_sft", "with_lengths"]
