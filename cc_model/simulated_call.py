@@ -52,10 +52,11 @@ class SimulatedCall(ConnectedCall):
         cache = named.get("past_key_values")
         device = (named["input_ids"] if named.get("input_ids") is not None else named["inputs_embeds"]).device
         index = self.connection_index(named, rows, length, device)
-        two_prefills = self.obstacle(named, cache, length)
+        rolled = cache if cache is not None else DynamicCache(config=body.config)
+        two_prefills = self.obstacle(named, rolled, length)
         start = 0
         if two_prefills is None:
-            cache = cache if cache is not None else DynamicCache(config=body.config)
+            cache = rolled
             first, capture = self.captured(stock, {**named, "past_key_values": cache, "use_cache": True}, index, length)
             start = self.first_row(index, length)
             roll_back(cache, length - start)
@@ -76,13 +77,13 @@ class SimulatedCall(ConnectedCall):
         if obstacle is not None and self.connection.say_once(obstacle):
             logger.warning("the connection needs a second prefill: %s", obstacle)
 
-    def obstacle(self, named: dict[str, Any], cache: Cache | None, length: int) -> str | None:
+    def obstacle(self, named: dict[str, Any], cache: Cache, length: int) -> str | None:
         """Why a second prefill is needed; None when rolling back the cache does."""
         if torch.is_grad_enabled():
             return "gradients are enabled; use torch.no_grad()"
         if not isinstance(named.get("attention_mask"), (Tensor, dict, type(None))):
             return "an attention mask of a type that cannot be sliced"
-        return None if cache is None else rollback_obstacle(cache, length)
+        return rollback_obstacle(cache, length)
 
     def captured(
         self, stock: Body, named: dict[str, Any], index: Tensor, length: int

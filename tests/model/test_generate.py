@@ -274,7 +274,7 @@ def test_static_cache_rolls_back_in_place():
 
 
 @pytest.mark.parametrize("architecture", ["mistral", "qwen2", "qwen3"])
-@pytest.mark.parametrize("implementation", [None, "static"])
+@pytest.mark.parametrize("implementation", [None, "static", "no cache"])
 def test_sliding_window_in_use_needs_two_prefills(architecture, implementation, caplog):
     overrides = {"sliding_window": 5}
     if architecture != "mistral":
@@ -283,9 +283,10 @@ def test_sliding_window_in_use_needs_two_prefills(architecture, implementation, 
     ids, mask = prompts((9, 9))
     counter = TokenCounter(model)
     with caplog.at_level(logging.WARNING, "cc_model"):
-        actual = model.generate(ids, attention_mask=mask, cache_implementation=implementation, **GREEDY)
+        option = {"use_cache": False} if implementation == "no cache" else {"cache_implementation": implementation}
+        actual = model.generate(ids, attention_mask=mask, **option, **GREEDY)
     assert new_tokens(actual, ids) == oracle_tokens(stock, model, ids, mask)
-    assert counter.lengths[:3] == [9, 9, 1]
+    assert counter.lengths[:3] == ([9, 9, 10] if implementation == "no cache" else [9, 9, 1])
     assert model.cc.prefills.startswith("two prefills: ")
     assert "second prefill" in caplog.text
 
