@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from cc_kernels.launch import INTERPRETED
 
 BACKENDS = ("auto", "torch", "triton")
 GPU_TYPES = frozenset({"cuda", "xpu"})  # ROCm devices call themselves "cuda"
@@ -29,7 +30,7 @@ def use_backend(name: str) -> Iterator[None]:
 
     Args:
         name: `"auto"` (Triton on GPU tensors, reference otherwise), `"torch"` (reference everywhere) or `"triton"`
-            (on CPU tensors only under `TRITON_INTERPRET=1`).
+            (on CPU tensors only where `TRITON_INTERPRET=1` was set before the import of `cc_kernels`).
 
     Raises:
         ValueError: `name` is none of the three.
@@ -56,11 +57,6 @@ def register_triton(op: str, implementation: Implementation) -> None:
     _triton_implementations[op] = implementation
 
 
-def interpreting() -> bool:
-    """Whether Triton interprets kernels on the CPU (`TRITON_INTERPRET=1`), read at each call."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
 def choose(op: str, tensor: torch.Tensor, reference: Implementation) -> Implementation:
     """The implementation of `op` for data like `tensor`: `reference`, or the registered Triton one.
 
@@ -74,9 +70,9 @@ def choose(op: str, tensor: torch.Tensor, reference: Implementation) -> Implemen
         return _triton_implementations.get(op, reference) if on_gpu else reference
     if op not in _triton_implementations:
         raise RuntimeError(f"use_backend('triton'): {op} has no Triton implementation in this installation")
-    if not on_gpu and not interpreting():
+    if not on_gpu and not INTERPRETED:
         raise RuntimeError(
             f"use_backend('triton'): {op} expected a GPU tensor, got one on {tensor.device}; "
-            "set TRITON_INTERPRET=1 to run the kernel interpreted on the CPU"
+            "set TRITON_INTERPRET=1 before cc_kernels is imported to run the kernel interpreted on the CPU"
         )
     return _triton_implementations[op]

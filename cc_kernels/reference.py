@@ -31,17 +31,17 @@ def capture_rows(x: Tensor, rows: Tensor, assume_valid: bool = False) -> Tensor:
     """`out[k] = x[rows[k]]`, a zero row where `rows[k]` is −1."""
     if assume_valid:
         return x.index_select(0, rows)
-    if x.shape[0] == 0:  # only −1 can be asked of a tensor without rows
-        return x.new_zeros(rows.shape[0], x.shape[1])
+    if x.shape[0] == 0:  # only −1 can be asked of a tensor without rows; the empty sum keeps x in the graph
+        return x.new_zeros(rows.shape[0], x.shape[1]) + x.sum(0)
     picked = x.index_select(0, rows.clamp(min=0))
     return torch.where((rows >= 0)[:, None], picked, 0.0)
 
 
 def add_rows(x: Tensor, rows: Tensor, values: Tensor, inplace: bool = False) -> Tensor:
     """`out = x`, then `out[rows[k]] += values[k]` where `rows[k]` is not −1."""
-    if x.shape[0] == 0:
-        return x
     kept = torch.where((rows >= 0)[:, None], values, 0.0).to(x.dtype)
+    if x.shape[0] == 0:  # no row to add to; the broadcast keeps values in the graph, with a zero gradient
+        return x.add_(kept.sum(0)) if inplace else x + kept.sum(0)
     target = rows.clamp(min=0)
     return x.index_add_(0, target, kept) if inplace else x.index_add(0, target, kept)
 

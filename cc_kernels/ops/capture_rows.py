@@ -1,16 +1,190 @@
 """`capture_rows`: `out[k] = x[rows[k]]`, a zero row where `rows[k]` is −1.
 
+    ∂x[n] = Σ_{k: rows[k] = n} ∂out[k]
+
 Shapes: x `(N, d)`, rows `(K,)`, out `(K, d)`. dtypes: any floating-point x, int64 or int32 rows; values are copied.
-Bytes moved by a fused implementation: forward 2·K·d elements and the indices.
+Bytes moved: forward 2·K·d elements and the indices; backward N·d (zeros) and 2·K·d more.
+
+`capture_rows_through` also hands `x` on, and therefore sees the gradient that arrives for it: its backward writes that
+gradient with the captured rows added, 2·N·d elements, where autograd would fill zeros and add them, 4·N·d.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from cc_kernels import reference
-from cc_kernels.backend import choose
+from cc_kernels.backend import choose, register_triton
 from cc_kernels.checks import check_float, check_rows
+from cc_kernels.launch import HAS_TRITON, arithmetic_dtype, blocks, jit, launch, row_config, tl, unit_stride, warp_size
+from cc_kernels.library import define
+
+
+@jit(do_not_specialize=["blocks_per_row"])
+def _capture_rows_fwd_kernel(
+    x_ptr, rows_ptr, out_ptr, x_stride, rows_stride, out_stride, width, blocks_per_row, BLOCK: tl.constexpr
+):
+    program = tl.program_id(0)
+    k = (program // blocks_per_row).to(tl.int64)
+    start = (program % blocks_per_row) * BLOCK
+    columns = start + tl.arange(0, BLOCK)  # [BLOCK]
+    row = tl.load(rows_ptr + k * rows_stride).to(tl.int64)
+    readable = tl.where(row >= 0, width, 0)
+    values = tl.load(x_ptr + row * x_stride + columns, mask=columns < readable, other=0.0)
+    tl.store(out_ptr + k * out_stride + columns, values, mask=columns < width)
+
+
+@jit(do_not_specialize=["count", "blocks_per_row"])
+def _capture_rows_bwd_kernel(
+    grad_ptr,
+    rows_ptr,
+    out_ptr,
+    grad_stride,
+    rows_stride,
+    out_stride,
+    count,
+    width,
+    blocks_per_row,
+    ARITHMETIC: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+):
+    """`out[rows[k]] += Σ grad[j]` over the equal indices, by the program of the first of them: no atomics."""
+    program = tl.program_id(0)
+    k = (program // blocks_per_row).to(tl.int64)
+    start = (program % blocks_per_row) * BLOCK
+    columns = start + tl.arange(0, BLOCK)  # [BLOCK]
+    inside = columns < width
+    row = tl.load(rows_ptr + k * rows_stride).to(tl.int64)
+    earlier = tl.zeros((), tl.int32)
+    first = 0
+    while first < k:
+        others = first + tl.arange(0, BLOCK_ROWS).to(tl.int64)  # [BLOCK_ROWS]
+        other_rows = tl.load(rows_ptr + others * rows_stride, mask=others < k, other=-1)
+        earlier += tl.sum((other_rows == row).to(tl.int32), axis=0)
+        first += BLOCK_ROWS
+    if (row >= 0) & (earlier == 0):
+        total = tl.load(out_ptr + row * out_stride + columns, mask=inside, other=0.0).to(ARITHMETIC)
+        j = k
+        while j < count:
+            readable = tl.where(tl.load(rows_ptr + j * rows_stride) == row, width, 0)
+            total += tl.load(grad_ptr + j * grad_stride + columns, mask=columns < readable, other=0.0).to(ARITHMETIC)
+            j += 1
+        tl.store(out_ptr + row * out_stride + columns, total.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def _forward(x: Tensor, rows: Tensor) -> Tensor:
+    count, width = rows.shape[0], x.shape[1]
+    if x.shape[0] == 0:  # only −1 can be asked of a tensor without rows
+        return x.new_zeros(count, width)
+    out = x.new_empty(count, width)
+    x = unit_stride(x)
+    config = row_config(width, x.element_size(), warp_size())
+    blocks_per_row = blocks(width, config.block)
+    launch(
+        _capture_rows_fwd_kernel,
+        (count * blocks_per_row,),
+        like=x,
+        x_ptr=x,
+        rows_ptr=rows,
+        out_ptr=out,
+        x_stride=x.stride(0),
+        rows_stride=rows.stride(0),
+        out_stride=out.stride(0),
+        width=width,
+        blocks_per_row=blocks_per_row,
+        BLOCK=config.block,
+        num_warps=config.num_warps,
+    )
+    return out
+
+
+def _backward(grad: Tensor, rows: Tensor, base: Tensor | None, length: int) -> Tensor:
+    """`base` (zeros of `length` rows when None) plus the rows of `grad`; a new tensor."""
+    count, width = grad.shape
+    if base is None:
+        out = grad.new_zeros(length, width)
+    else:
+        out = base.clone(memory_format=torch.contiguous_format)
+    if length == 0:
+        return out
+    grad = unit_stride(grad)
+    config = row_config(width, grad.element_size(), warp_size())
+    blocks_per_row = blocks(width, config.block)
+    launch(
+        _capture_rows_bwd_kernel,
+        (count * blocks_per_row,),
+        like=grad,
+        grad_ptr=grad,
+        rows_ptr=rows,
+        out_ptr=out,
+        grad_stride=grad.stride(0),
+        rows_stride=rows.stride(0),
+        out_stride=out.stride(0),
+        count=count,
+        width=width,
+        blocks_per_row=blocks_per_row,
+        ARITHMETIC=arithmetic_dtype(grad.dtype),
+        BLOCK=config.block,
+        BLOCK_ROWS=64,
+        num_warps=config.num_warps,
+    )
+    return out
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    x, rows = inputs
+    ctx.save_for_backward(rows)
+    ctx.length = x.shape[0]
+
+
+def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    (rows,) = ctx.saved_tensors
+    return torch.ops.cc_kernels.capture_rows_backward(grad, rows, None, ctx.length), None
+
+
+class _CaptureThrough(torch.autograd.Function):
+    """Returns `x` and its captured rows. An operator may not return its argument, an autograd function may."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(rows)
+        return x.view_as(x), torch.ops.cc_kernels.capture_rows(x, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        grad_x, grad_rows = grads
+        return torch.ops.cc_kernels.capture_rows_backward(grad_rows, rows, grad_x, grad_x.shape[0]), None
+
+
+def _capture_rows_triton(x: Tensor, rows: Tensor, assume_valid: bool = False) -> Tensor:
+    # The kernel tests for −1 in a mask that it needs anyway, so `assume_valid` changes nothing here.
+    return torch.ops.cc_kernels.capture_rows(x, rows)
+
+
+def _through_torch(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    return x, reference.capture_rows(x, rows)
+
+
+if HAS_TRITON:
+    define(
+        "capture_rows_backward(Tensor grad, Tensor rows, Tensor? base, SymInt length) -> Tensor",
+        _backward,
+        fake=lambda grad, rows, base, length: grad.new_empty(length, grad.shape[1]),
+    )
+    define(
+        "capture_rows(Tensor x, Tensor rows) -> Tensor",
+        _forward,
+        fake=lambda x, rows: x.new_empty(rows.shape[0], x.shape[1]),
+        backward=_autograd,
+        save=_save,
+    )
+    register_triton("capture_rows", _capture_rows_triton)
+    register_triton("capture_rows_through", _CaptureThrough.apply)
 
 
 def capture_rows(x: Tensor, rows: Tensor, assume_valid: bool = False) -> Tensor:
@@ -42,4 +216,23 @@ def capture_rows(x: Tensor, rows: Tensor, assume_valid: bool = False) -> Tensor:
     return choose("capture_rows", x, reference.capture_rows)(x, rows, assume_valid)
 
 
-__all__ = ["capture_rows"]
+def capture_rows_through(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Hand `x` on and copy K of its rows; differentiable in `x`, in one pass over its gradient.
+
+    Use the first result in the place of `x` from here on. Arguments, dtypes and errors are those of `capture_rows`.
+
+    Returns:
+        `x` itself (as a view), and `capture_rows(x, rows)`.
+
+    Example:
+        >>> import torch
+        >>> same, row = capture_rows_through(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([1]))
+        >>> row
+        tensor([[3., 4.]])
+    """
+    check_float("x", x, ndim=2)
+    check_rows("rows", rows, x)
+    return choose("capture_rows_through", x, _through_torch)(x, rows)
+
+
+__all__ = ["capture_rows", "capture_rows_through"]

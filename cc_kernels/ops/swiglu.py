@@ -1,17 +1,194 @@
-"""`swiglu`: `out = silu(gate) * up`, with `silu(x) = x / (1 + exp(−x))`.
+"""`swiglu`: `out = silu(gate) * up`, with `silu(x) = x σ(x)`, `σ(x) = 1 / (1 + exp(−x))`.
+
+    ∂gate = ∂out · up · σ(gate) (1 + gate (1 − σ(gate)))
+    ∂up   = ∂out · silu(gate)
 
 Shapes: gate, up, out `(..., I)`. dtypes: fp16, bf16, fp32 or fp64, one for all; fp32 arithmetic on 16-bit inputs and
-one rounding. Bytes moved by a fused implementation: forward 3·N·I elements, backward 5·N·I (reads gate, up and the
-incoming gradient, writes two gradients).
+one rounding. Bytes moved: forward 3·N·I elements, backward 5·N·I (reads gate, up and the incoming gradient, writes
+two gradients; σ is recomputed, nothing but the inputs is saved).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from cc_kernels import reference
-from cc_kernels.backend import choose
+from cc_kernels.backend import choose, register_triton
 from cc_kernels.checks import check_float, check_same, check_shape
+from cc_kernels.launch import (
+    HAS_TRITON,
+    MEMORY_ACCESS_BYTES,
+    arithmetic_dtype,
+    blocks,
+    jit,
+    launch,
+    tl,
+    unit_stride,
+    warp_size,
+)
+from cc_kernels.library import define
+
+
+@jit(do_not_specialize=["blocks_per_row"])
+def _swiglu_fwd_kernel(
+    gate_ptr,
+    up_ptr,
+    out_ptr,
+    gate_stride,
+    up_stride,
+    columns,
+    blocks_per_row,
+    ARITHMETIC: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    program = tl.program_id(0)
+    row = (program // blocks_per_row).to(tl.int64)
+    start = (program % blocks_per_row).to(tl.int64) * BLOCK
+    offsets = tl.arange(0, BLOCK)  # [BLOCK]
+    mask = offsets < columns - start
+    gate = tl.load(gate_ptr + row * gate_stride + start + offsets, mask=mask, other=0.0).to(ARITHMETIC)
+    up = tl.load(up_ptr + row * up_stride + start + offsets, mask=mask, other=0.0).to(ARITHMETIC)
+    out = gate / (1 + tl.exp(-gate)) * up
+    tl.store(out_ptr + row * columns + start + offsets, out.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@jit(do_not_specialize=["blocks_per_row"])
+def _swiglu_bwd_kernel(
+    grad_ptr,
+    gate_ptr,
+    up_ptr,
+    grad_gate_ptr,
+    grad_up_ptr,
+    grad_stride,
+    gate_stride,
+    up_stride,
+    columns,
+    blocks_per_row,
+    ARITHMETIC: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    program = tl.program_id(0)
+    row = (program // blocks_per_row).to(tl.int64)
+    start = (program % blocks_per_row).to(tl.int64) * BLOCK
+    offsets = tl.arange(0, BLOCK)  # [BLOCK]
+    mask = offsets < columns - start
+    grad = tl.load(grad_ptr + row * grad_stride + start + offsets, mask=mask, other=0.0).to(ARITHMETIC)
+    gate = tl.load(gate_ptr + row * gate_stride + start + offsets, mask=mask, other=0.0).to(ARITHMETIC)
+    up = tl.load(up_ptr + row * up_stride + start + offsets, mask=mask, other=0.0).to(ARITHMETIC)
+    sigmoid = 1 / (1 + tl.exp(-gate))
+    grad_gate = grad * up * sigmoid * (1 + gate * (1 - sigmoid))
+    grad_up = grad * gate * sigmoid
+    out = row * columns + start + offsets
+    tl.store(grad_gate_ptr + out, grad_gate.to(grad_gate_ptr.dtype.element_ty), mask=mask)
+    tl.store(grad_up_ptr + out, grad_up.to(grad_up_ptr.dtype.element_ty), mask=mask)
+
+
+@dataclass(frozen=True)
+class SwigluConfig:
+    """Elements and warps of one program."""
+
+    block: int
+    num_warps: int
+
+
+def swiglu_config(element_size: int, warp_size: int) -> SwigluConfig:
+    """Two 16-byte accesses per thread and tensor at 4 warps, whatever the shape.
+
+    By Little's law an H200 (4.8 TB/s, about 0.7 µs) needs 25 KB in flight per SM; 1024 resident threads (64 registers
+    each) hold 64 KB of loads. A second vector halves the programs; a third only costs registers. Not yet measured.
+    """
+    num_warps = 4
+    vector = MEMORY_ACCESS_BYTES // element_size
+    return SwigluConfig(block=2 * num_warps * warp_size * vector, num_warps=num_warps)
+
+
+def _as_rows(*tensors: Tensor) -> tuple[list[Tensor], int, int]:
+    """The tensors as `(rows, columns)` with a dense last axis; one long row when all of them are contiguous."""
+    if all(x.is_contiguous() for x in tensors):
+        return [x.view(1, -1) for x in tensors], 1, tensors[0].numel()
+    flat = [unit_stride(x).reshape(-1, x.shape[-1]) for x in tensors]
+    return flat, *flat[0].shape
+
+
+def _swiglu_forward(gate: Tensor, up: Tensor) -> Tensor:
+    out = gate.new_empty(gate.shape)
+    if out.numel() == 0:
+        return out
+    (gate, up), rows, columns = _as_rows(gate, up)
+    config = swiglu_config(gate.element_size(), warp_size())
+    blocks_per_row = blocks(columns, config.block)
+    launch(
+        _swiglu_fwd_kernel,
+        (rows * blocks_per_row,),
+        like=gate,
+        gate_ptr=gate,
+        up_ptr=up,
+        out_ptr=out,
+        gate_stride=gate.stride(0),
+        up_stride=up.stride(0),
+        columns=columns,
+        blocks_per_row=blocks_per_row,
+        ARITHMETIC=arithmetic_dtype(gate.dtype),
+        BLOCK=config.block,
+        num_warps=config.num_warps,
+    )
+    return out
+
+
+def _swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    grad_gate, grad_up = gate.new_empty(gate.shape), up.new_empty(up.shape)
+    if grad.numel() == 0:
+        return grad_gate, grad_up
+    (grad, gate, up), rows, columns = _as_rows(grad, gate, up)
+    config = swiglu_config(gate.element_size(), warp_size())
+    blocks_per_row = blocks(columns, config.block)
+    launch(
+        _swiglu_bwd_kernel,
+        (rows * blocks_per_row,),
+        like=gate,
+        grad_ptr=grad,
+        gate_ptr=gate,
+        up_ptr=up,
+        grad_gate_ptr=grad_gate,
+        grad_up_ptr=grad_up,
+        grad_stride=grad.stride(0),
+        gate_stride=gate.stride(0),
+        up_stride=up.stride(0),
+        columns=columns,
+        blocks_per_row=blocks_per_row,
+        ARITHMETIC=arithmetic_dtype(gate.dtype),
+        BLOCK=config.block,
+        num_warps=config.num_warps,
+    )
+    return grad_gate, grad_up
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.cc_kernels.swiglu_backward(grad, *ctx.saved_tensors)
+
+
+if HAS_TRITON:
+    define(
+        "swiglu_backward(Tensor grad, Tensor gate, Tensor up) -> (Tensor, Tensor)",
+        _swiglu_backward,
+        fake=lambda grad, gate, up: (gate.new_empty(gate.shape), up.new_empty(up.shape)),
+    )
+    _swiglu = define(
+        "swiglu(Tensor gate, Tensor up) -> Tensor",
+        _swiglu_forward,
+        fake=lambda gate, up: gate.new_empty(gate.shape),
+        backward=_autograd,
+        save=_save,
+    )
+    register_triton("swiglu", _swiglu)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:

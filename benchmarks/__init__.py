@@ -1,0 +1,1 @@
+"""Measurements on a GPU: `python -m benchmarks.gpu_check --out DIR`. One file per op holds its cases and baselines."""

@@ -1,0 +1,151 @@
+"""`python -m benchmarks.gpu_check --out DIR`: everything about the kernels that only a GPU can show, in one command.
+
+Sections, each saved as it ends: the device; the kernel tests, compiled; the bandwidth of a copy; each op and its
+baselines. A section that fails is recorded and the next one runs. After TOTAL_SECONDS no further case starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import cc_kernels
+from benchmarks.cases import Case, measure
+from benchmarks.timing import copy_bandwidth
+from cc_kernels.launch import HAS_TRITON, triton
+
+ROOT = Path(__file__).parents[1]
+OPS = ("connect", "swiglu", "capture_rows", "add_rows")
+TEST_SECONDS = 240
+TOTAL_SECONDS = 430
+
+
+def _device_facts(device: torch.device) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "torch": torch.__version__,
+        "triton": triton.__version__ if HAS_TRITON else None,
+        "python": platform.python_version(),
+        "cc_kernels": cc_kernels.__version__,
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts |= {
+            "gpu": properties.name,
+            "processors": properties.multi_processor_count,
+            "memory": properties.total_memory,
+            "l2_bytes": properties.L2_cache_size,
+        }
+    return facts
+
+
+def _run_tests() -> dict[str, Any]:
+    command = [sys.executable, "-m", "pytest", "tests/kernels", "-p", "no:cacheprovider", "-rs", "--tb=short"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TEST_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        return {"returncode": None, "tail": f"stopped after {error.timeout} s"}
+    counts = re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout.splitlines()[-1])
+    failed = re.findall(r"^(?:FAILED|ERROR) .*", done.stdout, re.MULTILINE)
+    result: dict[str, Any] = {"returncode": done.returncode, **{name: int(number) for number, name in counts}}
+    return {**result, "failures": failed, "tail": done.stdout[-4000:]}
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where gpu_check.json is written")
+    parser.add_argument("--skip-tests", action="store_true", help="leave the kernel tests out")
+    parser.add_argument("--smoke", action="store_true", help="tiny shapes, on the CPU too: checks this program only")
+    arguments = parser.parse_args(argv)
+    if not torch.cuda.is_available() and not arguments.smoke:
+        parser.error("expected a GPU that torch can use, found none (--smoke runs without one)")
+    return arguments
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        if "refused" in row:
+            print(f"  {row['case']:<52} {row['implementation']:<24} REFUSED {row['refused']}", flush=True)
+            continue
+        print(
+            f"  {row['case']:<52} {row['implementation']:<24} {row['device_us']['median']:>9.2f} us "
+            f"{row['share_of_copy']:>6.0%} of copy   eager {row['eager_us']['median']:>9.2f} us",
+            flush=True,
+        )
+
+
+class Check:
+    """The report, written to disk after each section, and the time that is left."""
+
+    def __init__(self, out: Path) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self.path = out / "gpu_check.json"
+        self.sections: dict[str, Any] = {}
+        self.started = time.monotonic()
+
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
+
+    def section(self, name: str, work: Callable[[], Any]) -> Any:
+        """Run `work`, keep what it returns or how it failed, and save."""
+        print(f"[{self.seconds():5.0f} s] {name}", flush=True)
+        try:
+            self.sections[name] = work()
+        except Exception as error:  # recorded, so that the other sections still run
+            self.sections[name] = {"error": f"{type(error).__name__}: {error}"}
+        self.path.write_text(json.dumps({"sections": self.sections}, indent=1) + "\n")
+        return self.sections[name]
+
+    def measure(self, cases: Iterator[Case], device: torch.device, bandwidth: float) -> list[dict[str, Any]]:
+        """The rows of all cases for which there is time."""
+        rows: list[dict[str, Any]] = []
+        for case in cases:
+            if self.seconds() > TOTAL_SECONDS:
+                rows.append({"case": case.name, "implementation": "all", "left out": "no time left"})
+                continue
+            some = list(measure(case, device, bandwidth))
+            _print_rows(some)
+            rows += some
+        return rows
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run all sections; 1 when a test failed or one of our own implementations was refused."""
+    arguments = _arguments(argv)
+    device = torch.device("cpu") if not torch.cuda.is_available() else torch.device("cuda", 0)
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    check = Check(arguments.out)
+    check.section("device", lambda: _device_facts(device))
+    if not (arguments.skip_tests or arguments.smoke):
+        tests = check.section("tests", _run_tests)
+        print({name: value for name, value in tests.items() if name != "tail"}, flush=True)
+    bandwidth = check.section("copy", lambda: copy_bandwidth(device, 2**16 if arguments.smoke else 2**30))
+    for op in OPS:
+        cases = import_module(f"benchmarks.{op}").cases(device, dtype, arguments.smoke)
+        check.section(op, partial(check.measure, cases, device, bandwidth))
+    return int(_failed(check.sections))
+
+
+def _failed(sections: dict[str, Any]) -> bool:
+    if any(isinstance(content, dict) and "error" in content for content in sections.values()):
+        return True
+    if sections.get("tests", {}).get("returncode", 0) != 0:
+        return True
+    rows = [row for name in OPS for row in sections[name] if isinstance(row, dict)]
+    return any("refused" in row and row["implementation"] == "cc_kernels" for row in rows)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

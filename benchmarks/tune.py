@@ -1,0 +1,138 @@
+"""`python -m benchmarks.tune --out FILE`: time the block sizes around those that the heuristics choose, on this GPU.
+
+It changes nothing: the table says what every candidate takes, so that one sees how far the heuristic is from the best.
+A person can then change the heuristic in `cc_kernels` and write the measurement beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.cases import Case, disagreement
+from benchmarks.timing import copies_for, device_time
+from cc_kernels.launch import blocks
+
+
+@dataclass(frozen=True)
+class Knob:
+    """A configuration function, where launchers look it up, and the candidates around one of its answers."""
+
+    benchmark: str
+    function: str
+    modules: tuple[str, ...]
+    candidates: Callable[[Any, tuple[Any, ...]], Iterator[Any]]
+
+
+def _blocks_and_warps(chosen: Any, _: tuple[Any, ...]) -> Iterator[Any]:
+    for factor in (0.5, 1, 2, 4):
+        for num_warps in (2, 4, 8):
+            yield replace(chosen, block=max(int(chosen.block * factor), 32), num_warps=num_warps)
+
+
+def _bank(chosen: Any, arguments: tuple[Any, ...]) -> Iterator[Any]:
+    width = arguments[2]
+    for block_width in (32, 64, 128, 256, 512):
+        for block_layers in (8, 16, 32, 64):
+            if 1024 <= block_width * block_layers <= 8192:
+                for num_warps in (4, 8):
+                    yield replace(
+                        chosen,
+                        block_width=block_width,
+                        block_layers=block_layers,
+                        width_blocks=blocks(width, block_width),
+                        num_warps=num_warps,
+                    )
+
+
+KNOBS = (
+    Knob("swiglu", "swiglu_config", ("swiglu",), _blocks_and_warps),
+    Knob("capture_rows", "row_config", ("capture_rows",), _blocks_and_warps),
+    Knob("add_rows", "row_config", ("add_rows",), _blocks_and_warps),
+    Knob("connect", "bank_config", ("decision_forward", "decision_backward"), _bank),
+)
+
+
+@contextmanager
+def forced(knob: Knob, answer: Callable[..., Any]) -> Iterator[None]:
+    """Launchers ask `answer` instead of the heuristic inside the `with` block."""
+    modules = [import_module(f"cc_kernels.ops.{name}") for name in knob.modules]
+    heuristics = [getattr(module, knob.function) for module in modules]
+    try:
+        for module in modules:
+            setattr(module, knob.function, answer)
+        yield
+    finally:
+        for module, heuristic in zip(modules, heuristics):
+            setattr(module, knob.function, heuristic)
+
+
+def _answer(candidate: Any, *_: Any) -> Any:
+    return candidate
+
+
+def tune(knob: Knob, case: Case, device: torch.device) -> list[dict[str, Any]]:
+    """One row per candidate, the heuristic's own first."""
+    ours = case.implementations["cc_kernels"]
+    heuristic = getattr(import_module(f"cc_kernels.ops.{knob.modules[0]}"), knob.function)
+    asked: list[tuple[Any, ...]] = []
+
+    def listen(*arguments: Any) -> Any:
+        asked.append(arguments)
+        return heuristic(*arguments)
+
+    with forced(knob, listen):
+        ours(*case.inputs(0))
+    chosen = heuristic(*asked[0])
+    sets = [case.inputs(seed) for seed in range(copies_for(case.cost.bytes, device))]
+    expected = case.reference(*case.inputs(0))
+    rows = []
+    for candidate in (chosen, *(c for c in knob.candidates(chosen, asked[0]) if c != chosen)):
+        row = {"case": case.name, "knob": knob.function, "candidate": asdict(candidate)}
+        with forced(knob, partial(_answer, candidate)):
+            try:
+                problem = disagreement(ours(*case.inputs(0)), expected)
+                if problem is None:
+                    row["us"] = asdict(device_time([partial(ours, *inputs) for inputs in sets], device))
+                else:
+                    row["refused"] = problem
+            except Exception as error:  # a candidate that needs too much of something is no candidate
+                row["refused"] = f"{type(error).__name__}: {error}"[:300]
+        rows.append(row)
+    return rows
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the table and print, for each case, the heuristic's time and the best one."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the table, as JSON")
+    arguments = parser.parse_args(argv)
+    if not torch.cuda.is_available():
+        parser.error("expected a GPU that torch can use, found none")
+    device = torch.device("cuda", 0)
+    table: list[dict[str, Any]] = []
+    for knob in KNOBS:
+        for case in import_module(f"benchmarks.{knob.benchmark}").cases(device, torch.bfloat16, False):
+            if "cc_kernels" not in case.implementations:
+                continue
+            rows = tune(knob, case, device)
+            timed = [row for row in rows if "us" in row]
+            best = min(timed, key=lambda row: row["us"]["median"])
+            own = rows[0].get("us", {}).get("median", float("nan"))
+            print(f"{case.name}: {own:.2f} us, best {best['us']['median']:.2f} us with {best['candidate']}", flush=True)
+            table += rows
+            arguments.out.write_text(json.dumps(table, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

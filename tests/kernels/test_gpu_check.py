@@ -1,0 +1,59 @@
+"""The GPU check itself, on shapes so small that a CPU runs it; its numbers mean nothing there."""
+
+import json
+from importlib import import_module
+
+import pytest
+import torch
+from kernel_harness import DEVICE, INTERPRETED, needs_triton
+
+from benchmarks import cases, connect, gpu_check, swiglu, timing, tune
+from benchmarks.cases import Case, measure
+from cc_kernels import use_backend
+from cc_kernels.aot.floors import Cost
+
+
+@pytest.mark.skipif(INTERPRETED, reason="runs once, in the process that is not interpreted")
+def test_smoke(tmp_path, monkeypatch):
+    monkeypatch.setattr(cases, "compiled", lambda op: op)
+    for op in gpu_check.OPS:
+        module = import_module(f"benchmarks.{op}")
+        if hasattr(module, "compiled"):
+            monkeypatch.setattr(module, "compiled", lambda op: op)  # compiling takes half a minute on a CPU
+    assert gpu_check.main(["--out", str(tmp_path), "--smoke"]) == 0
+    sections = json.loads((tmp_path / "gpu_check.json").read_text())["sections"]
+    assert list(sections) == ["device", "copy", *gpu_check.OPS]
+    for op in gpu_check.OPS:
+        assert sections[op]
+        assert all("device_us" in row for row in sections[op])
+
+
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="this machine has a GPU")
+def test_without_a_gpu(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        gpu_check.main(["--out", str(tmp_path)])
+    assert "expected a GPU that torch can use, found none" in capsys.readouterr().err
+
+
+def test_wrong_values_are_not_timed():
+    implementations = {"right": torch.sin, "wrong": torch.cos, "broken": lambda x: x.missing}
+    case = Case("sine", lambda seed: (torch.ones(4),), torch.sin, implementations, Cost(bytes=32, flops=4))
+    right, wrong, broken = measure(case, torch.device("cpu"), 1e9)
+    assert "device_us" in right
+    assert "result 0 differs by" in wrong["refused"]
+    assert "AttributeError" in broken["refused"]
+
+
+@needs_triton
+@pytest.mark.parametrize(("module", "knob"), [(swiglu, tune.KNOBS[0]), (connect, tune.KNOBS[3])])
+def test_tuner_times_right_candidates_and_changes_nothing(module, knob, monkeypatch):
+    monkeypatch.setattr(module, "compiled", lambda op: op)
+    monkeypatch.setattr(timing, "REPLAYS", 2)
+    op_module = import_module(f"cc_kernels.ops.{knob.modules[0]}")
+    heuristic = getattr(op_module, knob.function)
+    case = next(iter(module.cases(DEVICE, torch.float32, smoke=True)))
+    with use_backend("triton"):
+        rows = tune.tune(knob, case, DEVICE)
+    assert len(rows) > 5
+    assert all("us" in row for row in rows)
+    assert getattr(op_module, knob.function) is heuristic
