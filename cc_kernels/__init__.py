@@ -5,13 +5,23 @@ implementation. `use_backend` chooses between it and the Triton kernels.
 """
 
 from cc_kernels.backend import use_backend
-from cc_kernels.ops import add_rows, capture_rows, connect, decide, gate_up_swiglu, swiglu, transform_rows
+from cc_kernels.ops import (
+    add_rows,
+    capture_rows,
+    capture_rows_through,
+    connect,
+    decide,
+    gate_up_swiglu,
+    swiglu,
+    transform_rows,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "add_rows",
     "capture_rows",
+    "capture_rows_through",
     "connect",
     "decide",
     "gate_up_swiglu",

@@ -37,6 +37,11 @@ def capture_rows(x: Tensor, rows: Tensor, assume_valid: bool = False) -> Tensor:
     return torch.where((rows >= 0)[:, None], picked, 0.0)
 
 
+def capture_rows_through(x: Tensor, rows: Tensor, assume_valid: bool = False) -> tuple[Tensor, Tensor]:
+    """`x` itself, and `capture_rows(x, rows)`."""
+    return x, capture_rows(x, rows, assume_valid)
+
+
 def add_rows(x: Tensor, rows: Tensor, values: Tensor, inplace: bool = False) -> Tensor:
     """`out = x`, then `out[rows[k]] += values[k]` where `rows[k]` is not −1."""
     kept = torch.where((rows >= 0)[:, None], values, 0.0).to(x.dtype)

@@ -12,7 +12,7 @@ import threading
 import torch
 from torch import Tensor
 
-from cc_kernels import add_rows, capture_rows
+from cc_kernels import add_rows, capture_rows, capture_rows_through
 
 active = threading.local()
 """`active.layer_pass` is the pass of the decoder layer that is running in this thread."""
@@ -47,9 +47,14 @@ class CapturePass:
         self.sealed = False  # a recompute in the backward pass must not write again
 
     def feed_forward(self, slot: LayerSlot, output: Tensor, owned: bool) -> Tensor:
-        """Capture from `output` `(B, T, d)` and return it unchanged."""
+        """Capture from `output` `(B, T, d)` and return its values unchanged."""
         flat = output.reshape(-1, output.shape[-1])
-        captured = capture_rows(flat, self.rows.to(flat.device), assume_valid=True)
+        rows = self.rows.to(flat.device)
+        if torch.is_grad_enabled() and flat.requires_grad:  # the backward adds the bank's gradient in one pass
+            flat, captured = capture_rows_through(flat, rows, assume_valid=True)
+            output = flat.view_as(output)
+        else:
+            captured = capture_rows(flat, rows, assume_valid=True)
         if not self.sealed:
             if torch.compiler.is_compiling():
                 slot.captured = captured

@@ -166,8 +166,8 @@ def _capture_rows_triton(x: Tensor, rows: Tensor, assume_valid: bool = False) ->
     return torch.ops.cc_kernels.capture_rows(x, rows)
 
 
-def _through_torch(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    return x, reference.capture_rows(x, rows)
+def _capture_through_triton(x: Tensor, rows: Tensor, assume_valid: bool = False) -> tuple[Tensor, Tensor]:
+    return _CaptureThrough.apply(x, rows)
 
 
 if HAS_TRITON:
@@ -184,7 +184,7 @@ if HAS_TRITON:
         save=_save,
     )
     register_triton("capture_rows", _capture_rows_triton)
-    register_triton("capture_rows_through", _CaptureThrough.apply)
+    register_triton("capture_rows_through", _capture_through_triton)
 
 
 def capture_rows(x: Tensor, rows: Tensor, assume_valid: bool = False) -> Tensor:
@@ -216,7 +216,7 @@ def capture_rows(x: Tensor, rows: Tensor, assume_valid: bool = False) -> Tensor:
     return choose("capture_rows", x, reference.capture_rows)(x, rows, assume_valid)
 
 
-def capture_rows_through(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def capture_rows_through(x: Tensor, rows: Tensor, assume_valid: bool = False) -> tuple[Tensor, Tensor]:
     """Hand `x` on and copy K of its rows; differentiable in `x`, in one pass over its gradient.
 
     Use the first result in the place of `x` from here on. Arguments, dtypes and errors are those of `capture_rows`.
@@ -232,7 +232,7 @@ def capture_rows_through(x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """
     check_float("x", x, ndim=2)
     check_rows("rows", rows, x)
-    return choose("capture_rows_through", x, _through_torch)(x, rows)
+    return choose("capture_rows_through", x, reference.capture_rows_through)(x, rows, assume_valid)
 
 
 __all__ = ["capture_rows", "capture_rows_through"]
