@@ -23,7 +23,7 @@ def python(code, **environment):
 
 
 def test_public_names():
-    assert sorted(cc_kernels.__all__) == sorted([*PUBLIC_OPS, "use_backend"])
+    assert sorted(cc_kernels.__all__) == sorted([*PUBLIC_OPS, "capture_rows_through", "use_backend"])
 
 
 def test_choice_comes_back_at_the_end():
