@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from cc_model.calls import Body, hidden_of
 from cc_model.passes import CapturePass, LayerSlot
@@ -71,9 +72,15 @@ class BankCall:
 
 def captured_bank(model: Any, ids: Any, mask: Tensor | None, index: Tensor | None) -> tuple[Tensor, Tensor]:
     """The bank `(L, B, d)` of prompts through a patched model, and which rows are usable `(B,)`, on one device."""
-    device = model.cc.decision_maker.weight.device
-    to_body = model.get_input_embeddings().weight.device
+    embeddings = model.get_input_embeddings().weight
+    if isinstance(embeddings, DTensor):
+        raise NotImplementedError(
+            "fit_transform_matrix: a sharded model (FSDP2) is not supported; load the saved model unsharded to fit"
+        )
+    to_body = ids.device if embeddings.device.type == "meta" else embeddings.device  # meta: offloaded
     mask, index = (None if t is None else t.to(to_body) for t in (mask, index))
+    ids = ids.to(to_body)
+    device = model.cc.device_like(ids)
     body = model.get_decoder()
-    bank, usable, _ = body(ids=ids.to(to_body), mask=mask, index=index, cc_call=BankCall(model.cc_slots(), device))
+    bank, usable, _ = body(ids=ids, mask=mask, index=index, cc_call=BankCall(model.cc_slots(), device))
     return bank, usable.to(device)

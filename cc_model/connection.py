@@ -23,8 +23,9 @@ class DecisionMaker(nn.Module):
 
     def __init__(self, num_layers: int, hidden_size: int, std: float, device: Any = None, dtype: Any = None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_layers, hidden_size, device=device, dtype=dtype))
-        nn.init.normal_(self.weight, std=std)
+        with torch.inference_mode(False):  # a parameter made in inference mode could never be trained
+            self.weight = nn.Parameter(torch.empty(num_layers, hidden_size, device=device, dtype=dtype))
+            nn.init.normal_(self.weight, std=std)
         self._folded: tuple[Any, Tensor] | None = None
 
     def forward(
@@ -106,7 +107,8 @@ class CrossLingualConnection(nn.Module):
     """`model.cc`: the Decision Maker, the Transform Matrix (a buffer, None until set) and the switch.
 
     `transform_matrix` is `(d, d)` in row-vector convention (`E ≈ A M`), or `(L, d, d)` for one matrix per layer;
-    `transform_bias` is `(d,)` or `(L, d)`. Assigning either checks it and brings it to the model's dtype and device.
+    `transform_bias` is `(d,)` or `(L, d)`. Assigning either checks it and copies it to the model's dtype and device;
+    assigning a matrix drops the bias of the previous one.
     """
 
     transform_matrix: Tensor | None
@@ -132,6 +134,8 @@ class CrossLingualConnection(nn.Module):
         """Check an assigned matrix or bias; everything else is stored as usual."""
         if name in self._expected_shapes() and value is not None:
             value = self._checked(name, value)
+        if name == "transform_matrix" and self._expected_shapes():
+            self._buffers["transform_bias"] = None  # it belonged to the previous matrix
         super().__setattr__(name, value)
 
     def _expected_shapes(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -151,14 +155,23 @@ class CrossLingualConnection(nn.Module):
         shared, per_layer = self._expected_shapes()[name]
         if tuple(value.shape) not in (shared, per_layer):
             raise ValueError(f"{name}: expected shape {shared} or {per_layer}, got {tuple(value.shape)}")
-        if value.device.type != "meta" and not bool(torch.isfinite(value).all()):
-            raise ValueError(f"{name}: expected finite numbers, got NaN or infinity")
         weight = self.decision_maker.weight
-        return value.detach().to(device=weight.device, dtype=weight.dtype)
+        with torch.inference_mode(False):  # a copy of our own, which later in-place changes elsewhere do not reach
+            own = value.detach().to(device=self.device_like(value), dtype=weight.dtype, copy=True)
+        if own.device.type != "meta" and not bool(torch.isfinite(own).all()):
+            raise ValueError(f"{name}: expected numbers that are finite in {weight.dtype}, got NaN or infinity")
+        return own
+
+    def device_like(self, tensor: Tensor) -> torch.device:
+        """Where the connection computes: the Decision Maker's device, or that of `tensor` while it is offloaded."""
+        device = self.decision_maker.weight.device
+        return tensor.device if device.type == "meta" else device
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         """Accept a matrix and a bias whether or not they were set before."""
         errors: list[str] = args[-1]
+        if state_dict.get(prefix + "transform_matrix") is not None and prefix + "transform_bias" not in state_dict:
+            self._buffers["transform_bias"] = None
         for name in ("transform_matrix", "transform_bias"):
             value = state_dict.get(prefix + name)
             if value is None:

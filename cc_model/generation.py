@@ -122,12 +122,13 @@ def _pivot_arguments(pivot: dict[str, Tensor | None] | None, rows: int) -> dict[
     if pivot is None:
         return None
     ids, mask, index = (pivot[name] for name in PIVOT_ARGUMENTS)
-    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.shape[0] != rows:
-        got = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
-        raise ValueError(f"pivot_input_ids: expected shape (B, S) with B = {rows}, got {got}")
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.shape[0] != rows or ids.is_floating_point():
+        got = f"{tuple(ids.shape)} of {ids.dtype}" if isinstance(ids, Tensor) else type(ids).__name__
+        raise ValueError(f"pivot_input_ids: expected integers of shape (B, S) with B = {rows}, got {got}")
     for name, value, shape in (("pivot_attention_mask", mask, ids.shape), ("pivot_index", index, ids.shape[:1])):
-        if value is not None and value.shape != shape:
-            raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(value.shape)}")
+        if value is not None and (not isinstance(value, Tensor) or value.shape != shape):
+            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{name}: expected shape {tuple(shape)}, got {found}")
     return {"pivot_ids": ids, "pivot_mask": mask, "pivot_index": index}
 
 
@@ -149,6 +150,8 @@ def refuse_unsupported_mode(model: Any, mode: GenerationMode, generation_config:
     guidance = getattr(generation_config, "guidance_scale", None)
     if guidance is not None and guidance != 1:
         raise ValueError(_refusal("guidance_scale"))
+    if getattr(generation_config, "assistant_early_exit", None) is not None:
+        raise ValueError(_refusal("assistant_early_exit"))
     if getattr(generation_config, "token_healing", False):
         raise ValueError(_refusal("token_healing"))
 

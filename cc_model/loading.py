@@ -42,6 +42,9 @@ def from_pretrained(directory: str | os.PathLike[str], **hf_kwargs: Any) -> Any:
         ...     type(from_pretrained(directory)).__name__
         'MistralForCausalLM'
     """
+    for name in ("output_loading_info", "variant"):
+        if hf_kwargs.get(name):
+            raise ValueError(f"{name}: not supported by cc_model.from_pretrained, got {hf_kwargs[name]!r}")
     hub = {name: hf_kwargs[name] for name in _HUB_OPTIONS if hf_kwargs.get(name) is not None}
     options_file = _find(directory, CONFIG_FILE, hub)
     if options_file is None:
@@ -53,11 +56,11 @@ def from_pretrained(directory: str | os.PathLike[str], **hf_kwargs: Any) -> Any:
     weights = _connection_weights(directory, hub)
     if "decision_maker.weight" not in weights:
         raise ValueError(f"directory: expected the weights cc.decision_maker.weight in {os.fspath(directory)}")
-    hf_config = hf_kwargs.pop("config", None) or AutoConfig.from_pretrained(directory, **hub)
+    hf_config = hf_kwargs.get("config") or AutoConfig.from_pretrained(directory, **hub)
     stock: Any = AutoModelForCausalLM._model_mapping[type(hf_config)]
     # The patched class knows that the entries under cc. are not the stock model's; it is completed by patch_model.
     loader: Any = patched_class(stock, "PatchedCausalLM")
-    model: Any = loader.from_pretrained(directory, config=hf_config, **hf_kwargs)
+    model: Any = loader.from_pretrained(directory, **hf_kwargs)
     patch_model(model, options)
     model.cc.load_state_dict(weights)
     return model

@@ -108,7 +108,8 @@ def unpatch_model(model: nn.Module) -> nn.Module:
         if is_patched(block):
             del block.cc_slot, block.cc_fused
             swap_class(block, type(block).cc_stock_class)
-        swap_class(layer, type(layer).cc_stock_class)  # type: ignore[attr-defined]
+        if is_patched(layer):
+            swap_class(layer, type(layer).cc_stock_class)  # type: ignore[attr-defined]
     body = getattr(inner, spec.body)
     del body.__dict__["cc_connection"]
     swap_class(body, type(body).cc_stock_class)

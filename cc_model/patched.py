@@ -9,19 +9,23 @@ another library puts on the instance does not switch the connection off.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+import torch.nn.modules.module as module_hooks
+from torch import Tensor, nn
+from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from cc_kernels import swiglu
 from cc_model.calls import PlainCall
 from cc_model.generation import connected_generate, refuse_unsupported_mode
+from cc_model.generation_state import current_generation
 from cc_model.passes import LayerSlot, active
-from cc_model.planning import CONNECTION_ARGUMENTS, plan
+from cc_model.planning import CONNECTION_ARGUMENTS, GENERATION_STEP, plan
 from cc_model.saving import save
 from cc_model.specs import layers_of, spec_of
 
@@ -31,6 +35,9 @@ class ConnectedCausalLMOutput(CausalLMOutputWithPast):
     """The stock output plus `decision_weights` `(B, L)`, all zero for a row without a connection."""
 
     decision_weights: Tensor | None = None
+
+
+_OUTPUT_FIELDS = {field.name for field in dataclasses.fields(ConnectedCausalLMOutput)}
 
 
 class PatchedFeedForward:
@@ -56,9 +63,12 @@ class PatchedFeedForward:
         return down(swiglu(gate(x), up(x)))
 
     def _cc_owns_output(self) -> bool:
-        """Whether nobody else can hold the output: a forward hook may have kept it."""
+        """Whether nobody else can hold the output: a forward hook or an adapter may have kept it."""
         down = getattr(self, self.cc_fused[2]) if self.cc_fused is not None else None
-        return not self._forward_hooks and down is not None and not down._forward_hooks  # type: ignore[attr-defined]
+        if type(down) is not nn.Linear or "forward" in down.__dict__ or "forward" in self.__dict__:
+            return False
+        hooks = (self._forward_hooks, down._forward_hooks, module_hooks._global_forward_hooks)  # type: ignore[attr-defined]
+        return not any(hooks)
 
 
 class PatchedLayer:
@@ -131,11 +141,26 @@ class PatchedCausalLM:
         output = inner(**named, cc_call=call)
         if isinstance(call, PlainCall):
             return output
+        if call.decision_weights is None:
+            raise RuntimeError(
+                f"connection: the forward that {type(self).__name__} ran did not hand its keyword arguments on to the "
+                f"decoder body, so nothing was connected: {getattr(self.forward, '__qualname__', self.forward)}"
+            )
         if isinstance(output, tuple):
             return (*output, call.decision_weights)
-        fields = {field.name for field in dataclasses.fields(ConnectedCausalLMOutput)}
-        known = {name: value for name, value in output.items() if name in fields}
-        return ConnectedCausalLMOutput(**known, decision_weights=call.decision_weights)
+        if set(output.keys()) <= _OUTPUT_FIELDS:
+            return ConnectedCausalLMOutput(**output, decision_weights=call.decision_weights)
+        output["decision_weights"] = call.decision_weights  # an output class of another library keeps its own fields
+        return output
+
+    @functools.wraps(GenerationMixin.prepare_inputs_for_generation)
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The stock inputs, marked as a step of the running `generate`."""
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        generation = current_generation(self)
+        if generation is not None:
+            inputs[GENERATION_STEP] = generation
+        return inputs
 
     def cc_slots(self) -> list[LayerSlot]:
         """The slot of every layer's feed-forward block, in order.

@@ -69,7 +69,7 @@ class PivotCall(ConnectedCall):
 
     def pivot_bank(self, body: Any, stock: Body) -> tuple[Tensor, Tensor]:
         """The bank `(L, B, d)` and which rows have a pivot `(B,)`."""
-        device = self.connection.decision_maker.weight.device
+        device = self.connection.device_like(self.pivot_ids)
         with_grad = torch.is_grad_enabled() and self.connection.config.pivot_grad
         with torch.set_grad_enabled(with_grad):
             bank, has_pivot, hidden = capture_bank(
@@ -83,7 +83,9 @@ class PivotCall(ConnectedCall):
 
     def refuse_lost_gradient(self, bank: Tensor, body: Any) -> None:
         """Reentrant checkpointing runs the layers without a graph, so the captures would carry no gradient."""
-        if not bank.requires_grad and any(parameter.requires_grad for parameter in body.parameters()):
+        blocks = [module for module in body.modules() if hasattr(module, "cc_slot")]
+        expected = any(parameter.requires_grad for block in blocks for parameter in block.parameters())
+        if not bank.requires_grad and (expected or uses_reentrant_checkpointing(body)):
             raise RuntimeError(
                 "pivot_grad: expected captures with a gradient, got none; reentrant gradient checkpointing loses it. "
                 "Use gradient_checkpointing_kwargs={'use_reentrant': False}, or CCConfig(pivot_grad=False)"

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cc_model.calls import ConnectedCall, PlainCall, input_shape
-from cc_model.generation_state import GenerationState, current_generation
+from cc_model.connection import CrossLingualConnection
+from cc_model.generation_state import GenerationState
 from cc_model.pivot_call import PivotCall
 from cc_model.positions import before_first_label
 from cc_model.simulated_call import SimulatedCall
 
+logger = logging.getLogger("cc_model")
+
 CONNECTION_ARGUMENTS = ("pivot_input_ids", "pivot_attention_mask", "connection_index", "pivot_index", "gumbel_noise")
+GENERATION_STEP = "cc_generation"  # marks the inputs of a forward as a step of the running `generate`
 PACKING_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
 
 
@@ -24,11 +29,16 @@ def plan(model: Any, named: dict[str, Any]) -> PlainCall | ConnectedCall:
     and the cache is empty, or as the running `generate` says.
     """
     taken = {name: named.pop(name, None) for name in CONNECTION_ARGUMENTS}
+    generation = named.pop(GENERATION_STEP, None)
     connection = model.cc
+    if not isinstance(connection, CrossLingualConnection):
+        raise RuntimeError(
+            f"model.cc: expected the connection, got {type(connection).__name__}; an adapter wrapped it. Use "
+            "modules_to_save=['decision_maker']"
+        )
     if not connection.enabled:
         return PlainCall()
     pivot_ids = taken["pivot_input_ids"]
-    generation = current_generation(model)
     if pivot_ids is None and (generation is None or generation.pivot is None):
         _refuse_orphans(taken, connection.training)
         if connection.training or not connection.simulates:
@@ -39,6 +49,8 @@ def plan(model: Any, named: dict[str, Any]) -> PlainCall | ConnectedCall:
     _check(taken, rows, connection.num_layers)
     _refuse_packing(named)
     index = _default_index(taken["connection_index"], named)
+    if connection.training:
+        _warn_of_mistakes(connection, index)
     shared: dict[str, Any] = {"index": index, "noise": taken["gumbel_noise"]}
     if pivot_ids is not None:
         return PivotCall(
@@ -55,6 +67,7 @@ def _plan_generation(
 ) -> PlainCall | ConnectedCall:
     """The call of one step of `generate`: connected when its tokens hold a connection index."""
     rows, length = input_shape(named)
+    _check(taken, rows, model.cc.num_layers)
     window = generation.enter(length, cached=named.get("past_key_values") is not None)
     if window is None:
         return PlainCall()
@@ -67,6 +80,22 @@ def _plan_generation(
     return SimulatedCall(
         model.cc, model.cc_slots(), first_index=first, logits_to_keep=named.get("logits_to_keep", 0), **shared
     )
+
+
+def _warn_of_mistakes(connection: CrossLingualConnection, index: Tensor | None) -> None:
+    """Say once what trains, but hardly as it was meant."""
+    if index is None and connection.say_once("no index"):
+        logger.warning(
+            "training without labels and without connection_index: each row connects at its last attended token. "
+            "Trainer takes the labels away with label smoothing and with compute_loss_func; ParallelCollator gives "
+            "the index"
+        )
+    trains = any(parameter.requires_grad for parameter in connection.decision_maker.parameters())
+    if torch.is_grad_enabled() and not trains and connection.say_once("frozen"):
+        logger.warning(
+            "the Decision Maker is frozen (requires_grad=False) and keeps its values; an adapter freezes it unless it "
+            "is told modules_to_save=['decision_maker']"
+        )
 
 
 def _refuse_orphans(taken: dict[str, Tensor | None], training: bool) -> None:
@@ -123,8 +152,9 @@ def _refuse_packing(named: dict[str, Any]) -> None:
     if not isinstance(positions, Tensor) or positions.ndim != 2 or positions.shape[1] < 2:
         return
     restarts = positions[:, 1:] < positions[:, :-1]
-    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] == positions.shape[1]:
-        restarts = restarts & (mask[:, 1:] != 0) & (mask[:, :-1] != 0)
+    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= positions.shape[1]:
+        attended = mask[:, -positions.shape[1] :] != 0  # the mask also covers what is in the cache
+        restarts = restarts & attended[:, 1:] & attended[:, :-1]
     # An asynchronous assertion: on a GPU it stops the program without making every step wait for it.
     torch._assert_async(
         ~restarts.any(),

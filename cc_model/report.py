@@ -69,8 +69,8 @@ def report(model: nn.Module) -> Report:
 def _fallback(block: Any, spec: ModelSpec) -> str | None:
     if not is_patched(block):
         return f"the block was replaced by {type(block).__name__}: connected forwards raise"
-    forward = block.__dict__.get("forward")
-    if forward is not None and not hasattr(block, "_old_forward"):
+    forward = block.__dict__.get("_old_forward", block.__dict__.get("forward"))
+    if forward is not None and getattr(forward, "__func__", None) is not type(block).forward:
         return f"an instance-level forward runs: {getattr(forward, '__qualname__', repr(forward))}"
     return fallback_reason(block, spec)
 
@@ -82,11 +82,14 @@ def _notes(connection: Any) -> list[str]:
         f"connection: into the feed-forward output of layer {config.inject_layer}; "
         f"{'hard' if config.hard else 'soft'}; pivot pass {gradient} gradient"
     ]
+    if not any(parameter.requires_grad for parameter in connection.decision_maker.parameters()):
+        notes.append("connection: the Decision Maker is frozen")
     if not connection.enabled:
         notes.append("connection: disabled")
     if connection.transform_matrix is None:
         return [*notes, "inference: no Transform Matrix is set, so generate is the plain model's"]
     form = "one matrix" if connection.transform_matrix.ndim == 2 else "one matrix per layer"
+    form += ", with a bias" if connection.transform_bias is not None else ""
     notes.append(f"inference: simulated by the Transform Matrix ({form})")
     if connection.prefills is not None:
         notes.append(f"last connected prompt: {connection.prefills}")

@@ -45,20 +45,23 @@ def save(
     target = Path(directory)
     if target.is_file():
         raise ValueError(f"save_directory: expected a directory, got the file {target}")
-    is_main = args[0] if args else kwargs.get("is_main_process", True)
+    kwargs = {**dict(zip(("is_main_process", "state_dict"), args)), **kwargs}
+    if len(args) > 2:
+        raise TypeError("save_pretrained: expected further arguments by keyword, got more than three by position")
+    is_main = kwargs.get("is_main_process", True)
     if plain:
         state = kwargs.get("state_dict")
         state = model.state_dict() if state is None else state
         kwargs["state_dict"] = {name: value for name, value in state.items() if not name.startswith(PREFIX)}
     with _stock_config(model.config):
         if not is_main or kwargs.get("push_to_hub"):
-            result = stock(directory, *args, **kwargs)
+            result = stock(directory, **kwargs)
             if is_main:
                 _write_options(model, target, plain)
             return result
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as staging:
-            result = stock(staging, *args, **kwargs)
+            result = stock(staging, **kwargs)
             _write_options(model, Path(staging), plain)
             _move_into(Path(staging), target)
     return result

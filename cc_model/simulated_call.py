@@ -103,7 +103,7 @@ class SimulatedCall(ConnectedCall):
         self, body: Any, named: dict[str, Any], capture: CapturePass, index: Tensor, length: int, start: int
     ) -> InjectPass:
         """The decision on the captured rows, as an injection into the tokens from `start` on."""
-        weight = self.connection.decision_maker.weight
+        device = self.connection.device_like(index)
         keep = in_range(index, length)
         tokens = flat_rows(index, length)
         with torch.no_grad():
@@ -111,8 +111,8 @@ class SimulatedCall(ConnectedCall):
                 embeds = capture_rows(flatten(named["inputs_embeds"]), tokens, assume_valid=True)
             else:
                 embeds = body.get_input_embeddings()(named["input_ids"].flatten()[tokens])
-            keep_bank = keep.to(weight.device)
-            bank = torch.where(keep_bank[None, :, None], capture.collect(weight.device), 0.0)
+            keep_bank = keep.to(device)
+            bank = torch.where(keep_bank[None, :, None], capture.collect(device), 0.0)
             transform = {"matrix": self.connection.transform_matrix, "bias": self.connection.transform_bias}
             update = self.decide(bank, embeds, keep_bank, **transform)
         return InjectPass(mark_skipped(flat_rows(index - start, length - start), keep), update)

@@ -185,25 +185,8 @@ def test_several_returned_samples():
     _, model = pair(matrix=True)
     ids, _ = prompts((9, 9))
     torch.manual_seed(0)
-    output = (
-        model.generate(
-            ids,
-            connection_index=torch.tensor([8, 4]),
-            do_sample=True,
-            num_return_sequences=3,
-            **{**SCORES, "do_sample": True},
-        )
-        if False
-        else model.generate(
-            ids,
-            connection_index=torch.tensor([8, 4]),
-            max_new_tokens=2,
-            do_sample=True,
-            num_return_sequences=3,
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
-    )
+    options = {**SCORES, "do_sample": True, "num_return_sequences": 3}
+    output = model.generate(ids, connection_index=torch.tensor([8, 4]), **options)
     expected = model.generate(ids, connection_index=torch.tensor([8, 4]), **SCORES).logits[0]
     torch.testing.assert_close(output.logits[0], expected.repeat_interleave(3, dim=0))
 
