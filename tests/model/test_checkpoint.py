@@ -162,7 +162,7 @@ def test_bad_matrix_in_a_state_dict():
     state = model.state_dict()
     for value, message in [
         (torch.zeros(3, 3), "expected shape"),
-        (torch.full((64, 64), float("inf")), "expected finite"),
+        (torch.full((64, 64), float("inf")), "that are finite"),
     ]:
         with pytest.raises(RuntimeError, match=message):
             patch_model(tiny_model()).load_state_dict({**state, "cc.transform_matrix": value})

@@ -477,7 +477,10 @@ REFUSED = {
         "attention_mask: expected left-padded",
     ),
     "orphan": ({"pivot_index": torch.tensor([1])}, "pivot_index: expected together with pivot_input_ids"),
-    "pivot rows": ({"pivot_input_ids": torch.zeros(2, 3, dtype=torch.long)}, "pivot_input_ids: expected shape"),
+    "pivot rows": (
+        {"pivot_input_ids": torch.zeros(2, 3, dtype=torch.long)},
+        "pivot_input_ids: expected integers of shape",
+    ),
     "pivot mask": (
         {"pivot_input_ids": torch.zeros(1, 3, dtype=torch.long), "pivot_attention_mask": torch.ones(1, 4)},
         "pivot_attention_mask: expected shape",
@@ -510,7 +513,7 @@ def test_matrix_assignment_is_checked():
             r"transform_matrix: expected shape \(64, 64\) or \(4, 64, 64\), got",
         ),
         (torch.zeros(64, 64, dtype=torch.long), TypeError, "transform_matrix: expected a floating-point dtype"),
-        (torch.full((64, 64), float("nan")), ValueError, "transform_matrix: expected finite numbers"),
+        (torch.full((64, 64), float("nan")), ValueError, "transform_matrix: expected numbers that are finite"),
         ([[0.0]], TypeError, "transform_matrix: expected a tensor or None, got list"),
     ]:
         with pytest.raises(error, match=message):
