@@ -34,18 +34,22 @@ class OutputConfig:
     num_warps: int
 
 
-def bank_config(layers: int, rows: int, width: int, element_size: int, warp_size: int) -> BankConfig:
+def bank_config(
+    layers: int, rows: int, width: int, element_size: int, warp_size: int, per_layer: bool = False
+) -> BankConfig:
     """Columns in blocks of 64 to 256, as wide as leaves enough programs, and at most 64 blocks.
 
     A program keeps a tile of 4096 elements in flight, 8 KB in bf16; 4 programs per processor are more than the 25 KB
     that Little's law asks of an H200. Wider blocks make fewer partial sums for the second launch. With 4 warps instead
-    of 8, one kernel spilled on sm_90 and the folded one took 254 registers. Not yet measured on a GPU.
+    of 8, one kernel spilled on sm_90 and the folded one took 254 registers. A folded matrix per layer (`per_layer`)
+    keeps a tile of sums beside the one it loads; with whole tiles it spilled on sm_80. Not yet measured on a GPU.
     """
     block_width = 256
     while block_width > 64 and rows * blocks(width, block_width) < ENOUGH_PROGRAMS:
         block_width //= 2
     block_width = max(block_width, power_of_two(blocks(width, MOST_PARTIALS)))
-    block_layers = min(power_of_two(layers), max(TILE // block_width, 1))
+    tile = TILE // 2 if per_layer else TILE
+    block_layers = min(power_of_two(layers), max(tile // block_width, 1))
     accesses = block_layers * block_width * element_size // MEMORY_ACCESS_BYTES
     return BankConfig(
         block_layers=block_layers,

@@ -147,14 +147,15 @@ def _partial_logits(bank: Tensor, embeds: Tensor, weight: Tensor, bank_weight: T
     """The parts of the logits `(K, blocks, L)`, and the vector `mean_l V + e` `(K, d)` (empty when folded)."""
     layers, rows, width = bank.shape
     wide = wide_dtype(bank.dtype)
-    config = bank_config(layers, rows, width, bank.element_size(), warp_size())
+    per_layer = bank_weight is not None and bank_weight.ndim == 3
+    config = bank_config(layers, rows, width, bank.element_size(), warp_size(), per_layer)
     partial = bank.new_empty((rows, config.width_blocks, layers), dtype=wide)
     vector = bank.new_empty((0,) if bank_weight is not None else (rows, width), dtype=wide)
     embeds, weight = unit_stride(embeds), unit_stride(weight)
     fold = NOT_FOLDED
     folded_strides: tuple[int, ...] = (0, 0, 0)
     if bank_weight is not None:
-        fold = FOLDED if bank_weight.ndim == 2 else FOLDED_PER_LAYER
+        fold = FOLDED_PER_LAYER if per_layer else FOLDED
         folded_strides = (0, *bank_weight.stride())[-3:]
     launch(
         _partial_logits_fwd_kernel,
