@@ -8,11 +8,9 @@ import io
 import pickle
 import subprocess
 import sys
-from types import MethodType
 
 import pytest
 import torch
-from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from model_pairs import ARCHITECTURES, batch, gumbel, pair
 from torch import nn
 from transformers import AutoModel, GPT2Config, GPT2LMHeadModel
@@ -142,118 +140,6 @@ def test_failed_patch_changes_nothing():
 def test_not_patched(function):
     with pytest.raises(ValueError, match="model: expected a patched model"):
         function(tiny_model())
-
-
-def foreign_forward(self, x):
-    """What another library puts on an instance."""
-    return self.down_proj(torch.nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_instance_forward_of_a_block_stays_connected(when):
-    _, expected_model = pair(matrix=True)
-    model = tiny_model()
-    blocks = [layer.mlp for layer in model.model.layers]
-    if when == "after":
-        patch_model(model)
-    for block in blocks:
-        block.forward = MethodType(foreign_forward, block)
-    patch_model(model)
-    model.load_state_dict(expected_model.state_dict())
-    data, noise = batch(), gumbel(3)
-    assert torch.equal(model(**data, gumbel_noise=noise).logits, expected_model(**data, gumbel_noise=noise).logits)
-    assert "instance-level forward" in str(report(model))
-    assert report(model).layers[0].path == "fallback"
-
-
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_instance_forward_of_the_model_stays_connected(when):
-    """As Liger's instance mode does: a forward of its own that runs the decoder body and the head."""
-    _, expected_model = pair()
-    model = tiny_model()
-
-    def foreign(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
-        return type(self).__mro__[2].forward(self, input_ids, attention_mask, labels=labels, **kwargs)
-
-    if when == "before":
-        foreign_before = lambda self, **kwargs: type(tiny_model()).forward(self, **kwargs)  # noqa: E731
-        model.forward = MethodType(foreign_before, model)
-        patch_model(model)
-    else:
-        patch_model(model)
-        model.forward = MethodType(foreign, model)
-    model.load_state_dict(expected_model.state_dict())
-    data, noise = batch(), gumbel(3)
-    output = model(**data, gumbel_noise=noise)
-    assert torch.equal(output.logits, expected_model(**data, gumbel_noise=noise).logits)
-    assert output.decision_weights is not None
-
-
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_accelerate_hooks(when):
-    """Hooks replace `forward` on instances and call the one that they found."""
-    _, expected_model = pair(matrix=True)
-    model = tiny_model()
-    if when == "after":
-        patch_model(model)
-    for module in [model, model.model, *model.model.layers, *(layer.mlp for layer in model.model.layers)]:
-        add_hook_to_module(module, AlignDevicesHook(execution_device="cpu"))
-    patch_model(model)
-    model.load_state_dict(expected_model.state_dict())
-    data, noise = batch(), gumbel(3)
-    expected = expected_model(**data, gumbel_noise=noise)
-    assert torch.equal(model(**data, gumbel_noise=noise).logits, expected.logits)
-    ids = data["input_ids"]
-    with torch.no_grad():
-        assert torch.equal(model(ids).logits, expected_model(ids).logits)
-
-
-def test_replaced_block_raises():
-    _, model = pair(matrix=True)
-    model.model.layers[2].mlp = type(tiny_model().model.layers[2].mlp)(model.config)
-    for data in (batch(), {"input_ids": batch()["input_ids"]}):
-        with pytest.raises(RuntimeError, match="block of layer 2, LlamaMLP, was replaced"), torch.no_grad():
-            model(**data)
-    assert report(model).layers[2].path == "fallback"
-
-
-def test_replaced_layer_raises():
-    _, model = pair()
-    stock_layer = type(tiny_model().model.layers[1])
-    model.model.layers[1].__class__ = stock_layer
-    with pytest.raises(RuntimeError, match=r"blocks of layers \[1\] of 4 did not capture"):
-        model(**batch())
-
-
-def test_lost_injection_raises():
-    _, model = pair()
-    block = model.model.layers[0].mlp
-    block.cc_slot.injects = False
-    with pytest.raises(RuntimeError, match="expected one injection, got 0"):
-        model(**batch())
-
-
-def test_direct_body_call_with_a_matrix_raises():
-    _, model = pair(matrix=True)
-    with pytest.raises(RuntimeError, match="decoder body was called directly"):
-        model.model(batch()["input_ids"])
-    with pytest.raises(RuntimeError, match="pivot_input_ids reached the decoder body"):
-        model.train().model(batch()["input_ids"], pivot_input_ids=batch()["pivot_input_ids"])
-    assert model.model(batch()["input_ids"]).last_hidden_state.shape == (3, 12, 64)
-
-
-def test_forward_hooks_see_the_output_before_the_connection():
-    """A hook may keep the feed-forward output, so the connection must not write into it."""
-    _, model = pair()
-    data, noise = batch(), gumbel(3)
-    kept = []
-    block = model.model.layers[0].mlp
-    handle = block.register_forward_hook(lambda module, args, output: kept.append((output, output.clone())))
-    hooked = model(**data, gumbel_noise=noise).logits
-    handle.remove()
-    assert len(kept) == 2  # pivot pass and main pass
-    assert all(torch.equal(output, copied) for output, copied in kept)
-    assert torch.equal(hooked, model(**data, gumbel_noise=noise).logits)
 
 
 def test_non_silu_activation_falls_back():
