@@ -11,7 +11,15 @@ from accelerate import cpu_offload
 from model_pairs import batch, gumbel, pair
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from cc_model import CCConfig, connection_disabled, fit_transform_matrix, from_pretrained, patch_model, report
+from cc_model import (
+    CCConfig,
+    connection_disabled,
+    fit_transform_matrix,
+    from_pretrained,
+    patch_model,
+    report,
+    unpatch_model,
+)
 from cc_model.classes import is_patched
 from cc_model.testing import random_matrix, tiny_model
 
