@@ -206,7 +206,6 @@ def test_continued_prompt_with_padding_in_the_cache_is_not_packed():
 
 
 def test_unpatch_with_a_replaced_layer():
-    from cc_model import unpatch_model
 
     _, model = pair()
     model.model.layers[1] = tiny_model().model.layers[1]
