@@ -112,6 +112,3 @@ class InjectPass:
                 f"connection: expected one injection, got {self.injected}; the module of the inject layer was "
                 "replaced or bypassed after patch_model (see cc_model.report)"
             )
-
-
-LayerPass = CapturePass | InjectPass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,8 @@ from cc_model.connection import CrossLingualConnection
 from cc_model.passes import LayerSlot
 from cc_model.saving import IGNORED_AT_INFERENCE
 from cc_model.specs import ModelSpec, layers_of, spec_of
+
+logger = logging.getLogger("cc_model")
 
 
 def patch_model(model: nn.Module, config: CCConfig | None = None) -> nn.Module:
@@ -80,6 +83,12 @@ def patch_model(model: nn.Module, config: CCConfig | None = None) -> nn.Module:
     if IGNORED_AT_INFERENCE not in ignored:
         inner.config.keys_to_ignore_at_inference = [*ignored, IGNORED_AT_INFERENCE]  # type: ignore[union-attr]
     connection.train(inner.training)
+    if inner is not model:
+        logger.warning(
+            "patch_model: the model is inside an adapter already, so that saving the adapter leaves out the Decision "
+            "Maker; to have it saved, call patch_model first, then get_peft_model with "
+            "modules_to_save=['decision_maker']"
+        )
     return model
 
 

@@ -92,6 +92,15 @@ def test_decision_maker_in_an_adapter_trains_and_is_saved(tmp_path):
     assert any("decision_maker" in name for name in load_file(tmp_path / "adapter_model.safetensors"))
 
 
+def test_patching_inside_an_adapter_warns(caplog):
+    peft = pytest.importorskip("peft")
+    wrapped = peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["q_proj"], r=2))
+    with caplog.at_level(logging.WARNING, "cc_model"):
+        patch_model(wrapped)
+        patch_model(wrapped)
+    assert caplog.text.count("saving the adapter leaves out the Decision Maker") == 1
+
+
 def test_wrapped_connection_raises():
     peft = pytest.importorskip("peft")
     _, model = pair()
