@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.timing import copies_for, device_time, eager_time
+from benchmarks.timing import copies_for, device_time, eager_time, read_bandwidth
 from cc_kernels.aot.floors import Cost
 
 # Largest difference from the reference, relative to the largest value, beyond which nothing is timed.
@@ -19,13 +19,19 @@ AGREEMENT = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 @dataclass(frozen=True)
 class Case:
-    """One op at one shape. `implementations[0]` is ours; `reference` gives the values that all must agree with."""
+    """One op at one shape. `implementations[0]` is ours; `reference` gives the values that all must agree with.
+
+    `eager_only` are implementations that cannot be part of a CUDA graph, and so have no device time. `reads`: nearly
+    all bytes are read, so that the share is that of a kernel which reads as many and writes none.
+    """
 
     name: str
     inputs: Callable[[int], tuple[Any, ...]]  # of a seed
     reference: Callable[..., Any]
     implementations: dict[str, Callable[..., Any]]
     cost: Cost
+    eager_only: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    reads: bool = False
 
 
 def forward_and_backward(op: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
@@ -61,10 +67,10 @@ def disagreement(result: Any, expected: Any) -> str | None:
 
 
 def measure(case: Case, device: torch.device, bandwidth: float) -> Iterator[dict[str, Any]]:
-    """One row per implementation, after its values were found right."""
+    """One row per implementation, after its values were found right; `bandwidth` is that of a copy."""
     sets = [case.inputs(seed) for seed in range(copies_for(case.cost.bytes, device))]
     expected = case.reference(*case.inputs(0))
-    for name, implementation in case.implementations.items():
+    for name, implementation in {**case.implementations, **case.eager_only}.items():
         row: dict[str, Any] = {"case": case.name, "implementation": name, "copies": len(sets)}
         try:
             problem = disagreement(implementation(*case.inputs(0)), expected)
@@ -72,16 +78,20 @@ def measure(case: Case, device: torch.device, bandwidth: float) -> Iterator[dict
                 yield {**row, "refused": problem}
                 continue
             calls = [partial(implementation, *inputs) for inputs in sets]
-            on_device, eager = device_time(calls, device), eager_time(calls, device)
+            eager = eager_time(calls, device)
+            on_device = None if name in case.eager_only else device_time(calls, device)
         except Exception as error:  # a baseline that fails is a line of the report, not its end
             yield {**row, "refused": f"{type(error).__name__}: {error}"[:500]}
+            continue
+        row |= {"eager_us": asdict(eager), "bytes": case.cost.bytes}
+        if on_device is None:
+            yield row
             continue
         reached = case.cost.bytes / (on_device.median * 1e-6)
         yield {
             **row,
             "device_us": asdict(on_device),
-            "eager_us": asdict(eager),
-            "bytes": case.cost.bytes,
             "gb_per_s": reached / 1e9,
             "share_of_copy": reached / bandwidth,
+            **({"share_of_read": reached / read_bandwidth(device, case.cost.bytes)} if case.reads else {}),
         }

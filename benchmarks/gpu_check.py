@@ -27,7 +27,7 @@ from benchmarks.timing import copy_bandwidth
 from cc_kernels.launch import HAS_TRITON, triton
 
 ROOT = Path(__file__).parents[1]
-OPS = ("connect", "swiglu", "capture_rows", "add_rows")
+OPS = ("connect", "transform_rows", "gate_up_swiglu", "swiglu", "capture_rows", "add_rows")
 TEST_SECONDS = 240
 TOTAL_SECONDS = 430
 
@@ -76,11 +76,14 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 def _print_rows(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if "refused" in row:
-            print(f"  {row['case']:<52} {row['implementation']:<24} REFUSED {row['refused']}", flush=True)
+            print(f"  {row['case']:<52} {row['implementation']:<32} REFUSED {row['refused']}", flush=True)
             continue
+        on_device = f"{'no device time':>27}"
+        if "device_us" in row:
+            kind = "read" if "share_of_read" in row else "copy"
+            on_device = f"{row['device_us']['median']:>9.2f} us {row[f'share_of_{kind}']:>6.0%} of {kind}"
         print(
-            f"  {row['case']:<52} {row['implementation']:<24} {row['device_us']['median']:>9.2f} us "
-            f"{row['share_of_copy']:>6.0%} of copy   eager {row['eager_us']['median']:>9.2f} us",
+            f"  {row['case']:<52} {row['implementation']:<32} {on_device}   eager {row['eager_us']['median']:>9.2f} us",
             flush=True,
         )
 

@@ -12,9 +12,13 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from cc_kernels.launch import blocks, jit, launch, tl
 
 COLD = 4  # all inputs together are this many times the L2 cache, unless that takes more than MOST_COPIES
 MOST_COPIES = 256
@@ -95,3 +99,28 @@ def copy_bandwidth(device: torch.device, size: int) -> float:
     target = torch.empty_like(source)
     timing = device_time([lambda: target.copy_(source)], device)
     return 2 * size / (timing.median * 1e-6)
+
+
+@jit()
+def _read_kernel(x_ptr, sums_ptr, size, BLOCK: tl.constexpr):
+    program = tl.program_id(0).to(tl.int64)
+    offsets = program * BLOCK + tl.arange(0, BLOCK)
+    tl.store(sums_ptr + program, tl.sum(tl.load(x_ptr + offsets, mask=offsets < size, other=0)))
+
+
+def read_once(x: Tensor) -> Tensor:
+    """Sums over blocks of int32 numbers: reads everything and writes next to nothing."""
+    if x.device.type == "cpu":
+        return x.sum()
+    block = 4096
+    sums = x.new_empty(blocks(x.numel(), block))
+    launch(_read_kernel, (len(sums),), like=x, x_ptr=x, sums_ptr=sums, size=x.numel(), BLOCK=block, num_warps=4)
+    return sums
+
+
+@lru_cache
+def read_bandwidth(device: torch.device, size: int) -> float:
+    """Bytes per second of a kernel that only reads, from tensors of `size` bytes that are not in the L2 cache."""
+    sources = [torch.ones(blocks(size, 4), dtype=torch.int32, device=device) for _ in range(copies_for(size, device))]
+    timing = device_time([partial(read_once, source) for source in sources], device)
+    return size / (timing.median * 1e-6)

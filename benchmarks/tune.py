@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -54,10 +55,27 @@ def _bank(chosen: Any, arguments: tuple[Any, ...]) -> Iterator[Any]:
                     )
 
 
+def _matrix_tiles(chosen: Any, _: tuple[Any, ...]) -> Iterator[Any]:
+    for block_columns in (16, 32, 64, 128):
+        for block_depth in (32, 64, 128, 256):
+            for num_stages in (3, 5, 8):
+                for num_warps in (4, 8):
+                    if 2048 <= block_columns * block_depth <= 8192:
+                        yield replace(
+                            chosen,
+                            block_columns=block_columns,
+                            block_depth=block_depth,
+                            num_stages=num_stages,
+                            num_warps=num_warps,
+                        )
+
+
 KNOBS = (
     Knob("swiglu", "swiglu_config", ("swiglu",), _blocks_and_warps),
     Knob("capture_rows", "row_config", ("capture_rows",), _blocks_and_warps),
     Knob("add_rows", "row_config", ("add_rows",), _blocks_and_warps),
+    Knob("transform_rows", "transform_rows_config", ("transform_rows",), _matrix_tiles),
+    Knob("gate_up_swiglu", "gate_up_config", ("gate_up_swiglu",), _matrix_tiles),
     Knob("connect", "bank_config", ("decision_forward", "decision_backward"), _bank),
 )
 
@@ -115,14 +133,20 @@ def main(argv: list[str] | None = None) -> int:
     """Write the table and print, for each case, the heuristic's time and the best one."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tune", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the table, as JSON")
+    parser.add_argument("--seconds", type=float, default=540, help="no further case starts after; %(default)s")
+    parser.add_argument("--knobs", nargs="+", default=[knob.function for knob in KNOBS], metavar="KNOB", help="which")
     arguments = parser.parse_args(argv)
+    unknown = set(arguments.knobs) - {knob.function for knob in KNOBS}
+    if unknown:
+        parser.error(f"--knobs: expected names of {[knob.function for knob in KNOBS]}, got {sorted(unknown)}")
     if not torch.cuda.is_available():
         parser.error("expected a GPU that torch can use, found none")
     device = torch.device("cuda", 0)
     table: list[dict[str, Any]] = []
-    for knob in KNOBS:
+    started = time.monotonic()
+    for knob in (knob for knob in KNOBS if knob.function in arguments.knobs):
         for case in import_module(f"benchmarks.{knob.benchmark}").cases(device, torch.bfloat16, False):
-            if "cc_kernels" not in case.implementations:
+            if "cc_kernels" not in case.implementations or time.monotonic() - started > arguments.seconds:
                 continue
             rows = tune(knob, case, device)
             timed = [row for row in rows if "us" in row]

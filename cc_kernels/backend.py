@@ -57,17 +57,34 @@ def register_triton(op: str, implementation: Implementation) -> None:
     _triton_implementations[op] = implementation
 
 
-def choose(op: str, tensor: torch.Tensor, reference: Implementation) -> Implementation:
+def choose(op: str, tensor: torch.Tensor, reference: Implementation, pays: bool = True) -> Implementation:
     """The implementation of `op` for data like `tensor`: `reference`, or the registered Triton one.
+
+    Args:
+        op: name of the op.
+        tensor: one of its arguments.
+        reference: its plain-PyTorch definition.
+        pays: whether the kernel is meant for a call of this size; `auto` runs the reference where it is not.
+
+    Raises:
+        RuntimeError: the Triton backend was requested and cannot serve this call.
+    """
+    if not runs_triton(op, tensor):
+        return reference
+    return _triton_implementations[op] if pays or _requested == "triton" else reference
+
+
+def runs_triton(op: str, tensor: torch.Tensor) -> bool:
+    """Whether `op` runs its Triton kernel for data like `tensor`, where that pays.
 
     Raises:
         RuntimeError: the Triton backend was requested and cannot serve this call.
     """
     if _requested == "torch":
-        return reference
+        return False
     on_gpu = tensor.device.type in GPU_TYPES
     if _requested == "auto":
-        return _triton_implementations.get(op, reference) if on_gpu else reference
+        return on_gpu and op in _triton_implementations
     if op not in _triton_implementations:
         raise RuntimeError(f"use_backend('triton'): {op} has no Triton implementation in this installation")
     if not on_gpu and not INTERPRETED:
@@ -75,4 +92,4 @@ def choose(op: str, tensor: torch.Tensor, reference: Implementation) -> Implemen
             f"use_backend('triton'): {op} expected a GPU tensor, got one on {tensor.device}; "
             "set TRITON_INTERPRET=1 before cc_kernels is imported to run the kernel interpreted on the CPU"
         )
-    return _triton_implementations[op]
+    return True

@@ -35,8 +35,10 @@ def check_device(name: str, tensor: torch.Tensor, other_name: str, other: torch.
         raise ValueError(f"{name}: expected the device of {other_name}, {other.device}, got {tensor.device}")
 
 
-def check_rows(name: str, rows: object, like: torch.Tensor, count: int | None = None) -> torch.Tensor:
-    """`rows` as a 1-d integer tensor of row indices on the device of `like`, or an error that names it."""
+def check_rows(
+    name: str, rows: object, like: torch.Tensor, count: int | None = None, like_name: str = "x"
+) -> torch.Tensor:
+    """`rows` as a 1-d integer tensor of indices on the device of `like`, or an error that names it."""
     if not isinstance(rows, torch.Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(rows).__name__}")
     if rows.dtype not in (torch.int64, torch.int32):
@@ -45,7 +47,7 @@ def check_rows(name: str, rows: object, like: torch.Tensor, count: int | None = 
         raise ValueError(f"{name}: expected 1 dimension, got shape {tuple(rows.shape)}")
     if count is not None and rows.shape[0] != count:
         raise ValueError(f"{name}: expected {count} indices, got {rows.shape[0]}")
-    check_device(name, rows, "x", like)
+    check_device(name, rows, like_name, like)
     return rows
 
 

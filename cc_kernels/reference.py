@@ -151,11 +151,13 @@ def connect(
     return mixed.to(bank.dtype), weights
 
 
-def transform_rows(values: Tensor, matrix: Tensor) -> Tensor:
-    """`values @ matrix`; the matmul accumulates in fp32 and rounds once."""
-    return values @ matrix
+def transform_rows(values: Tensor, matrix: Tensor, layers: Tensor | None = None) -> Tensor:
+    """`values @ matrix`, or each row with the matrix of its layer; matmuls accumulate in fp32 and round once."""
+    if layers is None:
+        return values @ matrix
+    return torch.bmm(values[:, None], matrix.index_select(0, layers))[:, 0]
 
 
 def gate_up_swiglu(x: Tensor, w_gate: Tensor, w_up: Tensor) -> Tensor:
-    """`silu(x W_gᵀ) * (x W_uᵀ)`."""
+    """`silu(x W_gᵀ) * (x W_uᵀ)`; each matmul accumulates in fp32 and rounds once."""
     return swiglu(F.linear(x, w_gate), F.linear(x, w_up))

@@ -154,8 +154,9 @@ def inspect(launch: Launch, dtype: torch.dtype, target: Target) -> Report:
     if target.backend == "cuda":
         code = sass(compiled)
         registers, spills = _nvidia_resources(compiled)
-        loads, stores = _accesses(code, r"\bLDG\.[\w.]+", ".128"), _accesses(code, r"\bSTG\.[\w.]+", ".128")
-        tensor_core = len(re.findall(r"\b(?:HMMA|HGMMA|UTC\w*MMA)\b", code))
+        loads = _accesses(code, r"\bLDG(?:STS)?\.[\w.]+", ".128")  # LDGSTS copies to shared memory, asynchronously
+        stores = _accesses(code, r"\bSTG\.[\w.]+", ".128")
+        tensor_core = len(re.findall(r"\b(?:HMMA|HGMMA|DMMA|UTC\w*MMA)\b", code))
     else:
         code = compiled.asm["amdgcn"]
         registers, spills = _amd_resources(code)

@@ -25,7 +25,7 @@ class Cost:
     flops: int
 
     def floor(self, bandwidth: float) -> float:
-        """Seconds at `bandwidth` bytes per second. The FLOPs of these kernels never bound them."""
+        """Seconds at `bandwidth` bytes per second. The FLOPs of these kernels, on tensor cores, never bound them."""
         return self.bytes / bandwidth
 
 
@@ -71,6 +71,16 @@ def connect_backward(layers: int, rows: int, width: int, size: int, bank_gradien
     return Cost(read + written, (6 + 3 * bank_gradient) * layers * rows * width)
 
 
+def transform_rows_forward(rows: int, width: int, size: int) -> Cost:
+    """Read M and K rows, write K rows."""
+    return Cost((width * width + 2 * rows * width) * size, 2 * rows * width * width)
+
+
+def gate_up_swiglu_forward(rows: int, width: int, inner: int, size: int) -> Cost:
+    """Read both weights and x, write the result; gate and up stay on the chip."""
+    return Cost((2 * inner * width + rows * (width + inner)) * size, (4 * width + 5) * rows * inner)
+
+
 LINES: dict[str, Callable[[ModelShape, int], Cost]] = {
     "swiglu forward": lambda m, size: swiglu_forward(TOKENS, m.intermediate, size),
     "swiglu backward": lambda m, size: swiglu_backward(TOKENS, m.intermediate, size),
@@ -80,6 +90,8 @@ LINES: dict[str, Callable[[ModelShape, int], Cost]] = {
     "connect forward": lambda m, size: connect_forward(m.layers, ROWS, m.hidden, size),
     "connect backward": lambda m, size: connect_backward(m.layers, ROWS, m.hidden, size, False),
     "connect backward with ∂bank": lambda m, size: connect_backward(m.layers, ROWS, m.hidden, size, True),
+    "transform_rows": lambda m, size: transform_rows_forward(ROWS, m.hidden, size),
+    "gate_up_swiglu": lambda m, size: gate_up_swiglu_forward(ROWS, m.hidden, m.intermediate, size),
 }
 
 

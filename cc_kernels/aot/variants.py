@@ -75,11 +75,30 @@ def _decision(model: ModelShape, dtype: torch.dtype, batches: tuple[int, ...]) -
         backward(None, weights, bank, weight, weights, weights, 1.0, True, True)
 
 
+def _transform_rows(model: ModelShape, dtype: torch.dtype, batches: tuple[int, ...]) -> None:
+    """One matrix, also transposed, and one for each layer."""
+    forward, width = _op_module("transform_rows")._forward, model.hidden
+    matrix = _empty(width, width, dtype=dtype)
+    for count in batches:
+        values = _empty(count, width, dtype=dtype)
+        forward(values, matrix, None)
+        forward(values, matrix.T, None)
+        forward(values, matrix.expand(model.layers, width, width), _empty(count, dtype=torch.int64))
+
+
+def _gate_up_swiglu(model: ModelShape, dtype: torch.dtype, batches: tuple[int, ...]) -> None:
+    weight = _empty(model.intermediate, model.hidden, dtype=dtype)
+    for count in batches:
+        _op_module("gate_up_swiglu")._forward(_empty(count, model.hidden, dtype=dtype), weight, weight)
+
+
 OPS: dict[str, Callable[[ModelShape, torch.dtype, tuple[int, ...]], None]] = {
     "swiglu": _swiglu,
     "capture_rows": _capture_rows,
     "add_rows": _add_rows,
     "connect": _decision,
+    "transform_rows": _transform_rows,
+    "gate_up_swiglu": _gate_up_swiglu,
 }
 
 

@@ -1,7 +1,8 @@
 """`gate_up_swiglu`: `out = silu(x W_gᵀ) * (x W_uᵀ)`, the first half of a feed-forward block for a few tokens.
 
-Shapes: x `(K, d)`, w_gate, w_up `(I, d)`, out `(K, I)`. dtypes: one for all. Bytes moved by a fused implementation:
-both weights once, x once, the result once.
+Shapes: x `(K, d)`, w_gate, w_up `(I, d)`, out `(K, I)`. dtypes: one for all. On 16-bit inputs: fp32 accumulation, both
+projections rounded to the dtype as library matmuls round them, fp32 arithmetic on those and one rounding. Bytes moved:
+both weights once for each 64 rows, x once, the result once; gate and up never leave the registers. One launch.
 """
 
 from __future__ import annotations
@@ -9,12 +10,103 @@ from __future__ import annotations
 from torch import Tensor
 
 from cc_kernels import reference
-from cc_kernels.backend import choose
+from cc_kernels.backend import choose, register_triton
 from cc_kernels.checks import check_float, check_inference, check_same, check_shape
+from cc_kernels.launch import HAS_TRITON, arithmetic_dtype, blocks, jit, launch, tl, unit_stride, warp_size
+from cc_kernels.library import define
+from cc_kernels.ops.matrix_config import gate_up_config
+
+# Rows up to which a call runs the kernel. By bytes it should win up to about 64, as long as the weights bound the time;
+# 16 is where DESIGN asks it to. Not yet measured: `benchmarks.gpu_check` times 1 to 64 rows beside the library.
+MOST_ROWS = 16
+
+
+@jit(do_not_specialize=["rows"])
+def _gate_up_swiglu_fwd_kernel(
+    x_ptr,
+    gate_ptr,
+    up_ptr,
+    out_ptr,
+    x_stride,
+    gate_stride,
+    up_stride,
+    rows,
+    inner,
+    ARITHMETIC: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+):
+    columns = tl.program_id(0).to(tl.int64) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)  # [BC]
+    k = tl.program_id(1).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)  # [BK]
+    here, inside = k < rows, columns < inner
+    gate = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), ARITHMETIC)
+    up = tl.zeros((BLOCK_ROWS, BLOCK_COLUMNS), ARITHMETIC)
+    depth = tl.arange(0, BLOCK_DEPTH)  # [BD]
+    x_at = x_ptr + k[:, None] * x_stride + depth[None, :]
+    gate_at = gate_ptr + columns[None, :] * gate_stride + depth[:, None]
+    up_at = up_ptr + columns[None, :] * up_stride + depth[:, None]
+    for start in range(0, WIDTH, BLOCK_DEPTH):
+        below = depth < WIDTH - start
+        mask = below[:, None] & inside[None, :]
+        x = tl.load(x_at + start, mask=here[:, None] & below[None, :], other=0.0)
+        w_gate = tl.load(gate_at + start, mask=mask, other=0.0)  # [BD, BC]
+        gate = tl.dot(x, w_gate, gate, input_precision="ieee", out_dtype=ARITHMETIC)
+        w_up = tl.load(up_at + start, mask=mask, other=0.0)
+        up = tl.dot(x, w_up, up, input_precision="ieee", out_dtype=ARITHMETIC)
+    dtype = out_ptr.dtype.element_ty
+    gate, up = gate.to(dtype).to(ARITHMETIC), up.to(dtype).to(ARITHMETIC)
+    out = gate / (1 + tl.exp(-gate)) * up
+    out_at = out_ptr + k[:, None] * inner + columns[None, :]
+    tl.store(out_at, out.to(dtype), mask=here[:, None] & inside[None, :])
+
+
+def _forward(x: Tensor, w_gate: Tensor, w_up: Tensor) -> Tensor:
+    (rows, width), inner = x.shape, w_gate.shape[0]
+    out = x.new_empty((rows, inner))
+    if out.numel() == 0:
+        return out
+    x, w_gate, w_up = unit_stride(x), unit_stride(w_gate), unit_stride(w_up)
+    config = gate_up_config(rows, inner, x.element_size(), warp_size())
+    launch(
+        _gate_up_swiglu_fwd_kernel,
+        (blocks(inner, config.block_columns), blocks(rows, config.block_rows)),
+        like=x,
+        x_ptr=x,
+        gate_ptr=w_gate,
+        up_ptr=w_up,
+        out_ptr=out,
+        x_stride=x.stride(0),
+        gate_stride=w_gate.stride(0),
+        up_stride=w_up.stride(0),
+        rows=rows,
+        inner=inner,
+        ARITHMETIC=arithmetic_dtype(x.dtype),
+        WIDTH=width,
+        BLOCK_ROWS=config.block_rows,
+        BLOCK_COLUMNS=config.block_columns,
+        BLOCK_DEPTH=config.block_depth,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
+    return out
+
+
+if HAS_TRITON:
+    _gate_up_swiglu = define(
+        "gate_up_swiglu(Tensor x, Tensor w_gate, Tensor w_up) -> Tensor",
+        _forward,
+        fake=lambda x, w_gate, w_up: x.new_empty((x.shape[0], w_gate.shape[0])),
+    )
+    register_triton("gate_up_swiglu", _gate_up_swiglu)
 
 
 def gate_up_swiglu(x: Tensor, w_gate: Tensor, w_up: Tensor) -> Tensor:
-    """Gate and up projections with SwiGLU; inference only.
+    """Gate and up projections with SwiGLU, `silu(x W_gᵀ) * (x W_uᵀ)`; inference only.
+
+    The kernel is for a few rows: with more than `MOST_ROWS` the `auto` backend runs two library matmuls and the
+    elementwise part after them, on a GPU too.
 
     Args:
         x: `(K, d)`, floating point.
@@ -44,7 +136,8 @@ def gate_up_swiglu(x: Tensor, w_gate: Tensor, w_up: Tensor) -> Tensor:
     check_same("w_gate", w_gate, "x", x)
     check_same("w_up", w_up, "x", x)
     check_inference("gate_up_swiglu", x=x, w_gate=w_gate, w_up=w_up)
-    return choose("gate_up_swiglu", x, reference.gate_up_swiglu)(x, w_gate, w_up)
+    pays = x.shape[0] <= MOST_ROWS
+    return choose("gate_up_swiglu", x, reference.gate_up_swiglu, pays)(x, w_gate, w_up)
 
 
 __all__ = ["gate_up_swiglu"]

@@ -15,7 +15,6 @@ from tolerances import ATOL, FACTOR, INTERPRETED_ATOL
 from torch import Tensor
 
 import cc_kernels
-from cc_kernels.backend import _triton_implementations
 from cc_kernels.launch import HAS_TRITON, INTERPRETED
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -23,8 +22,18 @@ RUNS_TRITON = HAS_TRITON and (INTERPRETED or DEVICE.type != "cpu")
 BACKEND = "triton" if RUNS_TRITON else "torch"
 COMPILER = "aot_eager" if DEVICE.type == "cpu" else "inductor"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# The matrix ops run on PyTorch everywhere as long as they have no kernels.
-MATRIX_BACKEND = BACKEND if "transform_rows" in _triton_implementations else "torch"
+# Of the kernels with matrix products.
+DOT_DTYPES = (
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    pytest.param(
+        torch.bfloat16,
+        marks=pytest.mark.skipif(
+            INTERPRETED, reason="interpreted, tl.dot multiplies the raw bits of bf16: needs a GPU"
+        ),
+    ),
+)
 WHY_NO_TRITON = "needs Triton kernels: no GPU, and the process was started without TRITON_INTERPRET=1"
 
 needs_triton = pytest.mark.skipif(not RUNS_TRITON, reason=WHY_NO_TRITON)

@@ -7,7 +7,7 @@ import torch
 from kernel_harness import HAS_TRITON, INTERPRETED
 
 from cc_kernels.aot.__main__ import main
-from cc_kernels.aot.compiling import compile_for, specialize
+from cc_kernels.aot.compiling import compile_for, sass, specialize
 from cc_kernels.aot.shapes import MODELS
 from cc_kernels.aot.targets import TARGETS
 from cc_kernels.aot.variants import DTYPES, OPS, compile_all, variants
@@ -22,8 +22,11 @@ KERNELS = {
     "swiglu": {"swiglu_fwd_kernel", "swiglu_bwd_kernel"},
     "capture_rows": {"capture_rows_fwd_kernel", "capture_rows_bwd_kernel"},
     "add_rows": {"add_rows_fwd_kernel"},
+    "transform_rows": {"transform_rows_fwd_kernel"},
+    "gate_up_swiglu": {"gate_up_swiglu_fwd_kernel"},
     "connect": {"partial_logits_fwd_kernel", "choose_fwd_kernel", "mix_bwd_kernel", "decision_bwd_kernel"},
 }
+DOTS = ("transform_rows", "gate_up_swiglu")
 
 
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])
@@ -40,6 +43,9 @@ def test_compiles_without_spills(op, target):
             assert report.wide_loads > 0
             assert report.wide_stores > 0
             assert report.narrow_loads == report.narrow_stores == 0
+    elif op in DOTS:  # so are those of weights
+        assert all(report.tensor_core > 0 for report in reports)
+        assert all(report.wide_loads >= 4 * report.narrow_loads for report in reports)  # narrow: a small tile of rows
     else:  # so are those of activations; indices and single numbers are narrow
         assert all(report.wide_loads > 0 for report in reports if report.kernel != "choose_fwd_kernel")
 
@@ -60,6 +66,22 @@ def test_rows_and_layers_are_addressed_in_64_bits(op, name):
     assert by_stride
     for line in by_stride:
         assert re.search(r": (i64|tensor<[\dx]+xi64>)", line), f"a stride is multiplied in 32 bits: {line.strip()}"
+
+
+@pytest.mark.parametrize("op", DOTS)
+def test_weights_are_copied_ahead_of_the_products(op):
+    """On NVIDIA weights reach shared memory by asynchronous copies, several steps before their product."""
+    launch = first_variant(op, f"_{op}_fwd_kernel")
+    code = sass(compile_for(launch.kernel, specialize(launch), TARGETS["sm_90"]))
+    assert len(re.findall(r"\bLDGSTS\.[\w.]*\.128", code)) > 10
+    assert not re.search(r"\bLDG\.", code)
+
+
+@pytest.mark.parametrize("op", DOTS)
+def test_warp_group_products_with_64_rows(op):
+    launches = [launch for _, _, launch in variants((op,), (FAST,), DTYPES[2:], batches=(64,))]
+    launch = next(launch for launch in launches if launch.arguments["BLOCK_ROWS"] == 64)
+    assert "HGMMA" in sass(compile_for(launch.kernel, specialize(launch), TARGETS["sm_90"]))
 
 
 def test_specialization_follows_alignment_and_size():

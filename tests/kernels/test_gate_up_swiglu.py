@@ -1,27 +1,87 @@
+from importlib import import_module
+
 import pytest
 import torch
-from kernel_harness import DTYPES, MATRIX_BACKEND, check_op, randn
+from kernel_harness import BACKEND, DEVICE, DOT_DTYPES, check_compiled, check_op, layouts, needs_triton, randn
 
-from cc_kernels import gate_up_swiglu
+from cc_kernels import gate_up_swiglu, reference, use_backend
+from cc_kernels.launch import record_launches
+
+module = import_module("cc_kernels.ops.gate_up_swiglu")  # the package attribute of that name is the function
+SHAPES = [(3, 7, 11), (0, 5, 4), (2, 4, 0), (2, 0, 3), (1, 130, 65), (17, 66, 34), (65, 40, 33)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("rows", "width", "inner"), [(3, 7, 11), (0, 5, 4), (2, 4, 0), (1, 130, 65)])
+def weights_of(inner, width, dtype=torch.float32):
+    return [randn(inner, width, dtype=dtype, seed=seed, scale=max(width, 1) ** -0.5) for seed in (1, 2)]
+
+
+@pytest.mark.parametrize("dtype", DOT_DTYPES, ids=str)
+@pytest.mark.parametrize(("rows", "width", "inner"), SHAPES)
 def test_values(rows, width, inner, dtype):
-    weights = [randn(inner, width, dtype=dtype, seed=seed, scale=width**-0.5) for seed in (1, 2)]
-    check_op(gate_up_swiglu, (randn(rows, width, dtype=dtype), *weights), backend=MATRIX_BACKEND)
+    check_op(gate_up_swiglu, (randn(rows, width, dtype=dtype), *weights_of(inner, width, dtype)))
 
 
 def test_formula():
-    x, w_gate, w_up = randn(2, 5), randn(3, 5, seed=1), randn(3, 5, seed=2)
+    x, (w_gate, w_up) = randn(2, 5), weights_of(3, 5)
     gate, up = x @ w_gate.T, x @ w_up.T
-    torch.testing.assert_close(gate_up_swiglu(x, w_gate, w_up), gate * torch.sigmoid(gate) * up)
+    with use_backend(BACKEND):
+        torch.testing.assert_close(gate_up_swiglu(x, w_gate, w_up), gate * torch.sigmoid(gate) * up)
+
+
+def test_rounds_where_the_reference_rounds():
+    """In fp16 the projections are rounded before the activation: with exact sums the results are then bit-equal."""
+    x = randn(3, 8, seed=5).round().half()
+    w_gate, w_up = ((weight * 64).round().half() / 64 for weight in weights_of(40, 8))
+    with use_backend(BACKEND):
+        ours = gate_up_swiglu(x, w_gate, w_up)
+    assert torch.equal(ours, reference.gate_up_swiglu(x, w_gate, w_up))
+
+
+def test_large_gates():
+    """`silu` of numbers whose exponential overflows."""
+    x, weight = torch.tensor([[-200.0], [200.0]], device=DEVICE), torch.ones(2, 1, device=DEVICE)
+    with use_backend(BACKEND):
+        out = gate_up_swiglu(x, weight, weight)
+    assert torch.equal(out, torch.tensor([[0.0, 0.0], [40000.0, 40000.0]], device=DEVICE))
+
+
+@pytest.mark.parametrize("layout", layouts(torch.ones(2, 2)))
+def test_layouts(layout):
+    x, w_gate, w_up = (layouts(tensor)[layout] for tensor in (randn(3, 34), *weights_of(37, 34)))
+    check_op(gate_up_swiglu, (x, w_gate, w_up))
 
 
 def test_strided():
-    check_op(
-        gate_up_swiglu, (randn(5, 4).T[::2], randn(5, 3, seed=1).T, randn(6, 5, seed=2)[::2]), backend=MATRIX_BACKEND
-    )
+    check_op(gate_up_swiglu, (randn(5, 4).T[::2], randn(5, 3, seed=1).T, randn(6, 5, seed=2)[::2]))
+
+
+def test_halves_of_one_weight():
+    both = randn(66, 40, seed=1, scale=0.2)
+    check_op(gate_up_swiglu, (randn(3, 40), *both.chunk(2)))
+
+
+def test_rows_beyond_the_last_are_not_read():
+    memory = torch.full((16, 34), float("nan"), device=DEVICE)
+    memory[:3] = randn(3, 34)
+    check_op(gate_up_swiglu, (memory[:3], *weights_of(37, 34)))
+
+
+@needs_triton
+def test_one_launch():
+    x, weight = torch.empty(16, 256, device="meta"), torch.empty(512, 256, device="meta")
+    with record_launches(32) as launches:
+        module._forward(x, weight, weight)
+    assert len(launches) == 1
+
+
+def test_compiles():
+    with torch.no_grad():
+        check_compiled(gate_up_swiglu, (randn(3, 40), *weights_of(33, 40)))
+
+
+@needs_triton
+def test_opcheck():
+    torch.library.opcheck(torch.ops.cc_kernels.gate_up_swiglu.default, (randn(3, 40), *weights_of(33, 40)))
 
 
 @pytest.mark.parametrize("wanted", ["x", "w_gate", "w_up"])

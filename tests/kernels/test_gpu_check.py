@@ -7,7 +7,7 @@ import pytest
 import torch
 from kernel_harness import DEVICE, INTERPRETED, needs_triton
 
-from benchmarks import cases, connect, gpu_check, swiglu, timing, tune
+from benchmarks import cases, connect, gate_up_swiglu, gpu_check, swiglu, timing, tune
 from benchmarks.cases import Case, measure
 from cc_kernels import use_backend
 from cc_kernels.aot.floors import Cost
@@ -25,7 +25,8 @@ def test_smoke(tmp_path, monkeypatch):
     assert list(sections) == ["device", "copy", *gpu_check.OPS]
     for op in gpu_check.OPS:
         assert sections[op]
-        assert all("device_us" in row for row in sections[op])
+        assert all("eager_us" in row for row in sections[op])
+        assert all("device_us" in row for row in sections[op] if row["implementation"] != "published")
 
 
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="this machine has a GPU")
@@ -45,8 +46,12 @@ def test_wrong_values_are_not_timed():
 
 
 @needs_triton
-@pytest.mark.parametrize(("module", "knob"), [(swiglu, tune.KNOBS[0]), (connect, tune.KNOBS[3])])
-def test_tuner_times_right_candidates_and_changes_nothing(module, knob, monkeypatch):
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [(swiglu, "swiglu_config"), (connect, "bank_config"), (gate_up_swiglu, "gate_up_config")],
+)
+def test_tuner_times_right_candidates_and_changes_nothing(module, function, monkeypatch):
+    knob = next(knob for knob in tune.KNOBS if knob.function == function)
     monkeypatch.setattr(module, "compiled", lambda op: op)
     monkeypatch.setattr(timing, "REPLAYS", 2)
     op_module = import_module(f"cc_kernels.ops.{knob.modules[0]}")
@@ -57,3 +62,16 @@ def test_tuner_times_right_candidates_and_changes_nothing(module, knob, monkeypa
     assert len(rows) > 5
     assert all("us" in row for row in rows)
     assert getattr(op_module, knob.function) is heuristic
+
+
+def test_read_bandwidth_reads_everything():
+    numbers = torch.arange(10_000, dtype=torch.int32, device=DEVICE)
+    assert int(timing.read_once(numbers).sum()) == 10_000 * 9_999 // 2
+    assert timing.read_bandwidth(DEVICE, 4096) > 0
+
+
+@pytest.mark.skipif(INTERPRETED, reason="runs once, in the process that is not interpreted")
+def test_unknown_knob(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        tune.main(["--out", str(tmp_path / "table.json"), "--knobs", "warp_size"])
+    assert "--knobs: expected names of ['swiglu_config'" in capsys.readouterr().err

@@ -1,0 +1,72 @@
+"""Tiles of the kernels that stream weight matrices past a few rows: pure functions of the shape, tested on a CPU.
+
+Both kernels are bound by the bytes of the weights, so a configuration must do two things: give every processor work,
+and keep enough bytes on their way. By Little's law an H200 (4.8 TB/s, about 1 µs under load) needs 36 KB in flight per
+processor. A program walks along the shared axis with loads that run `num_stages − 1` steps ahead of the products, so
+that the tiles of those steps are in flight. All programs should be resident at once: with every one holding the same
+bytes in flight they share the bandwidth evenly and end together, whatever their number is by the number of processors.
+
+Nothing here has been measured on a GPU. `python -m benchmarks.tune` times the alternatives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cc_kernels.launch import blocks, power_of_two
+
+FEWEST, MOST_BLOCK_ROWS = 16, 64  # rows of one tile: what a tensor core takes at least, and a few prompts or tokens
+MOST_STAGES = 9
+
+
+@dataclass(frozen=True)
+class MatrixConfig:
+    """Rows, columns of the result, and depth of one tile; `num_stages − 1` tiles are in flight."""
+
+    block_rows: int
+    block_columns: int
+    block_depth: int
+    num_stages: int
+    num_warps: int
+
+
+def _block_rows(rows: int) -> int:
+    return min(max(power_of_two(rows), FEWEST), MOST_BLOCK_ROWS)
+
+
+def _stages(tile_bytes: int, budget: int, warp_size: int) -> int:
+    """As many as fit into `budget` bytes of shared memory; a compute unit of AMD (64 lanes) has 64 KB in all."""
+    budget = budget if warp_size == 32 else min(budget, 48 * 1024)
+    return min(max(budget // tile_bytes, 1), MOST_STAGES - 1) + 1
+
+
+def transform_rows_config(rows: int, width: int, element_size: int, warp_size: int) -> MatrixConfig:
+    """128 columns in 16 bits, narrower while that leaves fewer than 96 programs, down to 16; otherwise 32, then 16.
+
+    M is read along its rows, so that a block of 64 bytes is a whole burst of the memory; neighbouring programs read the
+    other half of a cache line at about the same time. At d=4096 in bf16 that is 128 programs of 32 columns, with 48 KB
+    of M in flight in each. A tile is 8 KB of M, less where more rows would make the tile of values larger than that.
+    72 KB leave room for two programs on a processor of an A100, for three on an H100 or H200. In fp32, without tensor
+    cores, a tile of 64 by 64 spilled.
+    """
+    columns = 128 if element_size == 2 else 32
+    while columns > FEWEST and blocks(width, columns) < 96:
+        columns //= 2
+    block_rows = _block_rows(rows)
+    depth = min(max(8192 // (max(columns, block_rows) * element_size), 32), 256)
+    stages = _stages((block_rows + columns) * depth * element_size, 72 * 1024, warp_size)
+    return MatrixConfig(block_rows, columns, depth, stages, num_warps=4)
+
+
+def gate_up_config(rows: int, inner: int, element_size: int, warp_size: int) -> MatrixConfig:
+    """32 rows of each weight per program; in 16 bits 64 where there would be more than 384 programs. 128-byte steps.
+
+    Weights are read along d, so that a step of 128 bytes is a whole cache line. I=14336 gives 224 programs, I=28672
+    gives 448, and 56 KB let four of them share a processor of an H100 or H200. Without tensor cores (fp32) tiles with
+    64 rows of each weight spilled.
+    """
+    columns = 64 if element_size == 2 and blocks(inner, 32) > 384 else 32
+    block_rows = _block_rows(rows)
+    depth = max(128 // element_size, 16)
+    stages = _stages((block_rows + 2 * columns) * depth * element_size, 56 * 1024, warp_size)
+    return MatrixConfig(block_rows, columns, depth, stages, num_warps=4)
