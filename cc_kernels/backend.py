@@ -69,27 +69,20 @@ def choose(op: str, tensor: torch.Tensor, reference: Implementation, pays: bool 
     Raises:
         RuntimeError: the Triton backend was requested and cannot serve this call.
     """
-    if not runs_triton(op, tensor):
-        return reference
-    return _triton_implementations[op] if pays or _requested == "triton" else reference
+    if _requested == "triton":
+        if op not in _triton_implementations:
+            raise RuntimeError(f"use_backend('triton'): {op} has no Triton implementation in this installation")
+        if not triton_serves(op, tensor.device):
+            raise RuntimeError(
+                f"use_backend('triton'): {op} expected a GPU tensor, got one on {tensor.device}; "
+                "set TRITON_INTERPRET=1 before cc_kernels is imported to run the kernel interpreted on the CPU"
+            )
+        return _triton_implementations[op]
+    return _triton_implementations[op] if pays and triton_serves(op, tensor.device) else reference
 
 
-def runs_triton(op: str, tensor: torch.Tensor) -> bool:
-    """Whether `op` runs its Triton kernel for data like `tensor`, where that pays.
-
-    Raises:
-        RuntimeError: the Triton backend was requested and cannot serve this call.
-    """
-    if _requested == "torch":
+def triton_serves(op: str, device: torch.device) -> bool:
+    """Whether the chosen backend runs the Triton kernel of `op` for tensors on `device`, where it pays."""
+    if _requested == "torch" or op not in _triton_implementations:
         return False
-    on_gpu = tensor.device.type in GPU_TYPES
-    if _requested == "auto":
-        return on_gpu and op in _triton_implementations
-    if op not in _triton_implementations:
-        raise RuntimeError(f"use_backend('triton'): {op} has no Triton implementation in this installation")
-    if not on_gpu and not INTERPRETED:
-        raise RuntimeError(
-            f"use_backend('triton'): {op} expected a GPU tensor, got one on {tensor.device}; "
-            "set TRITON_INTERPRET=1 before cc_kernels is imported to run the kernel interpreted on the CPU"
-        )
-    return True
+    return device.type in GPU_TYPES or (_requested == "triton" and INTERPRETED)

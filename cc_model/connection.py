@@ -93,8 +93,7 @@ def _map(picked: Tensor, bank: Tensor, weights: Tensor, matrix: Tensor, bias: Te
     if matrix.ndim == 2:  # Σ_l w_l V_l M = (Σ_l w_l V_l) M: one row per prompt
         mapped = transform_rows(picked.to(matrix.dtype), matrix)
     elif hard:
-        chosen = matrix[weights.argmax(dim=-1)]
-        mapped = torch.bmm(picked.to(matrix.dtype)[:, None], chosen)[:, 0]
+        mapped = transform_rows(picked.to(matrix.dtype), matrix, layers=weights.argmax(dim=-1))
     else:
         every_layer = torch.bmm(bank.to(matrix.dtype), matrix)  # (L, B, d)
         mapped = torch.einsum("bl,lbd->bd", weights.to(matrix.dtype), every_layer)

@@ -35,6 +35,7 @@ class GenerationState:
         self.index = index
         self.first_index, self.last_index = bounds
         self.pivot = pivot
+        self.compile_config: Any = None  # how transformers compiles the decode steps, once it has said so
         self.done = False  # compiled decode steps read this flag only, not positions that differ from call to call
 
     def enter(self, length: int, cached: bool) -> int | None:

@@ -17,10 +17,10 @@ from typing import Any
 
 import torch.nn.modules.module as module_hooks
 from torch import Tensor, nn
-from transformers.generation import GenerationMixin
+from transformers.generation import CompileConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from cc_kernels import swiglu
+from cc_kernels import gate_up_swiglu, swiglu
 from cc_model.calls import PlainCall
 from cc_model.generation import connected_generate, refuse_unsupported_mode
 from cc_model.generation_state import current_generation
@@ -28,6 +28,7 @@ from cc_model.passes import LayerSlot, active
 from cc_model.planning import CONNECTION_ARGUMENTS, GENERATION_STEP, plan
 from cc_model.saving import save
 from cc_model.specs import layers_of, spec_of
+from cc_model.streaming import streams_weights
 
 
 @dataclass
@@ -55,11 +56,17 @@ class PatchedFeedForward:
         return layer_pass.feed_forward(self.cc_slot, output, owned=self._cc_owns_output())
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """`down(silu(gate(x)) * up(x))`. Projections are called as modules: adapters and hooks stay in effect."""
+        """`down(silu(gate(x)) * up(x))`. Projections are called as modules: adapters and hooks stay in effect.
+
+        Only for a few tokens at inference, where nothing is attached to them, one kernel reads their weights itself.
+        """
         if self.cc_fused is None:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         x = args[0] if args else kwargs["x"]
         gate, up, down = (getattr(self, name) for name in self.cc_fused)
+        if streams_weights(self, gate, up, x):
+            inner = gate_up_swiglu(x.reshape(-1, x.shape[-1]), gate.weight, up.weight)
+            return down(inner.view(*x.shape[:-1], inner.shape[-1]))
         return down(swiglu(gate(x), up(x)))
 
     def _cc_owns_output(self) -> bool:
@@ -161,6 +168,13 @@ class PatchedCausalLM:
         if generation is not None:
             inputs[GENERATION_STEP] = generation
         return inputs
+
+    def get_compiled_call(self, compile_config: CompileConfig | None) -> Any:
+        """The stock compiled call; the running `generate` keeps how, so that the connected token is compiled alike."""
+        generation = current_generation(self)
+        if generation is not None:
+            generation.compile_config = compile_config or self._default_compile_config()  # type: ignore[attr-defined]
+        return super().get_compiled_call(compile_config)  # type: ignore[misc]
 
     def cc_slots(self) -> list[LayerSlot]:
         """The slot of every layer's feed-forward block, in order.

@@ -78,7 +78,12 @@ def _plan_generation(
         return PivotCall(model.cc, model.cc_slots(), **generation.pivot, **shared)
     first = generation.first_index - window if generation.first_index >= window else 0
     return SimulatedCall(
-        model.cc, model.cc_slots(), first_index=first, logits_to_keep=named.get("logits_to_keep", 0), **shared
+        model.cc,
+        model.cc_slots(),
+        first_index=first,
+        logits_to_keep=named.get("logits_to_keep", 0),
+        compile_config=generation.compile_config,
+        **shared,
     )
 
 

@@ -2,45 +2,53 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import groupby
 from typing import Any
 
 from torch import nn
 
+from cc_kernels.backend import triton_serves
+from cc_kernels.ops.gate_up_swiglu import MOST_ROWS
 from cc_model.classes import is_patched
 from cc_model.patch import fallback_reason, unwrap
 from cc_model.specs import ModelSpec, layers_of, spec_of
+from cc_model.streaming import OP, obstacle
 
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One decoder layer: `path` is `"fused"` or `"fallback"`, `reason` says why."""
+    """One decoder layer: `path` is `"fused"` or `"fallback"`, `reason` says why.
+
+    `few_tokens` says how gate and up projections run at inference with a few tokens: by one kernel, or why by modules.
+    """
 
     index: int
     path: str
     reason: str
+    few_tokens: str
 
 
 @dataclass(frozen=True)
 class Report:
-    """The state of a patched model; `str(report)` is a table."""
+    """The state of a patched model; `str(report)` is a table. `kernels` says what runs the ops of `cc_kernels`."""
 
+    kernels: str
     layers: tuple[LayerReport, ...]
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
         """One line for each run of equal layers, then the notes."""
         lines = []
-        for (path, reason), run in groupby(self.layers, key=lambda layer: (layer.path, layer.reason)):
+        for (path, reason, few_tokens), run in groupby(self.layers, key=lambda layer: astuple(layer)[1:]):
             indices = [layer.index for layer in run]
             span = f"layer {indices[0]}" if len(indices) == 1 else f"layers {indices[0]}-{indices[-1]}"
-            lines.append(f"{span}: {path} ({reason})")
-        return "\n".join([*lines, *self.notes])
+            lines.append(f"{span}: {path} ({reason}); few tokens at inference: {few_tokens}")
+        return "\n".join([f"kernels: {self.kernels}", *lines, *self.notes])
 
 
 def report(model: nn.Module) -> Report:
-    """Per layer: fused or fallback, and why; then what inference does.
+    """What runs the ops; per layer fused or fallback, and why; then what inference does.
 
     A fallback layer computes the same, by the stock forward or another library's, and the connection works in both.
 
@@ -51,7 +59,8 @@ def report(model: nn.Module) -> Report:
         >>> from cc_model import patch_model, report
         >>> from cc_model.testing import tiny_model
         >>> print(report(patch_model(tiny_model("llama"))))
-        layers 0-3: fused (SwiGLU through cc_kernels)
+        kernels: plain PyTorch, for tensors on cpu
+        layers 0-3: fused (SwiGLU through cc_kernels); few tokens at inference: modules (no Triton kernel on cpu)
         connection: into the feed-forward output of layer 0; hard; pivot pass without gradient
         inference: no Transform Matrix is set, so generate is the plain model's
     """
@@ -61,9 +70,22 @@ def report(model: nn.Module) -> Report:
     spec = spec_of(inner)
     layers = []
     for index, layer in enumerate(layers_of(inner)):
-        reason = _fallback(getattr(layer, spec.mlp), spec)
-        layers.append(LayerReport(index, "fallback" if reason else "fused", reason or "SwiGLU through cc_kernels"))
-    return Report(tuple(layers), tuple(_notes(inner.cc)))
+        block = getattr(layer, spec.mlp)
+        reason = _fallback(block, spec)
+        path = "fallback" if reason else "fused"
+        few_tokens = "modules" if reason else _few_tokens(getattr(block, spec.gate), getattr(block, spec.up))
+        layers.append(LayerReport(index, path, reason or "SwiGLU through cc_kernels", few_tokens))
+    device = inner.cc.decision_maker.weight.device
+    kernels = f"{'Triton' if triton_serves('swiglu', device) else 'plain PyTorch'}, for tensors on {device.type}"
+    return Report(kernels, tuple(layers), tuple(_notes(inner.cc)))
+
+
+def _few_tokens(gate: Any, up: Any) -> str:
+    """How `PatchedFeedForward` runs these projections for up to `MOST_ROWS` tokens at inference."""
+    reason = obstacle(gate, up)
+    if reason is None and not triton_serves(OP, gate.weight.device):
+        reason = f"no Triton kernel on {gate.weight.device.type}"
+    return f"modules ({reason})" if reason else f"gate, up and SwiGLU in one kernel, up to {MOST_ROWS} tokens"
 
 
 def _fallback(block: Any, spec: ModelSpec) -> str | None:

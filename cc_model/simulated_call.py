@@ -9,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation.configuration_utils import CompileConfig
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from cc_kernels import capture_rows
 from cc_model.calls import Body, ConnectedCall, flatten, hidden_of, input_shape
 from cc_model.connection import CrossLingualConnection
-from cc_model.passes import CapturePass, InjectPass, LayerSlot
+from cc_model.passes import CapturePass, LayerSlot
 from cc_model.positions import flat_rows, in_range, mark_skipped
+from cc_model.replay import connected_replay
 from cc_model.rollback import roll_back, rollback_obstacle
 
 logger = logging.getLogger("cc_model")
@@ -30,6 +32,7 @@ class SimulatedCall(ConnectedCall):
     Args:
         first_index: smallest connection index of the batch if it is known without reading tensors.
         logits_to_keep: as the stock forward got it; hidden states that no logit needs are not put together.
+        compile_config: how the running `generate` compiles its decode steps; None when it does not.
     """
 
     def __init__(
@@ -38,11 +41,13 @@ class SimulatedCall(ConnectedCall):
         slots: list[LayerSlot],
         first_index: int | None = None,
         logits_to_keep: int | Tensor = 0,
+        compile_config: CompileConfig | None = None,
         **shared: Any,
     ) -> None:
         super().__init__(connection, slots, **shared)
         self.first_index = first_index
         self.logits_to_keep = logits_to_keep
+        self.compile_config = compile_config
 
     def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BaseModelOutputWithPast:
         """Capture, decide, run again from the first connection index on."""
@@ -64,11 +69,10 @@ class SimulatedCall(ConnectedCall):
             probe = {**named, "past_key_values": probing_cache(cache, named), "use_cache": cache is not None}
             first, capture = self.captured(stock, probe, index, length)
         self.note_prefills(two_prefills)
-        injection = self.injection(body, named, capture, index, length, start)
+        tokens, update = self.decided(body, named, capture, index, length, start)
         again = {**sliced(named, start, length), "past_key_values": cache}
         again["use_cache"] = two_prefills is None or keep_cache
-        output = stock(**again, cc_pass=injection)
-        injection.check()
+        output = connected_replay(body, again, tokens, update, self.compile_config)
         return self.joined(first, output, start, length, keep_cache)
 
     def note_prefills(self, obstacle: str | None) -> None:
@@ -99,10 +103,10 @@ class SimulatedCall(ConnectedCall):
             return self.first_index
         return int(torch.where(in_range(index, length), index, length - 1).amin())
 
-    def injection(
+    def decided(
         self, body: Any, named: dict[str, Any], capture: CapturePass, index: Tensor, length: int, start: int
-    ) -> InjectPass:
-        """The decision on the captured rows, as an injection into the tokens from `start` on."""
+    ) -> tuple[Tensor, Tensor]:
+        """Where in the flattened tokens from `start` on something is added, `(B,)`, and what, `(B, d)`."""
         device = self.connection.device_like(index)
         keep = in_range(index, length)
         tokens = flat_rows(index, length)
@@ -115,7 +119,7 @@ class SimulatedCall(ConnectedCall):
             bank = torch.where(keep_bank[None, :, None], capture.collect(device), 0.0)
             transform = {"matrix": self.connection.transform_matrix, "bias": self.connection.transform_bias}
             update = self.decide(bank, embeds, keep_bank, **transform)
-        return InjectPass(mark_skipped(flat_rows(index - start, length - start), keep), update)
+        return mark_skipped(flat_rows(index - start, length - start), keep), update
 
     def joined(
         self, first: BaseModelOutputWithPast, second: BaseModelOutputWithPast, start: int, length: int, keep_cache: bool

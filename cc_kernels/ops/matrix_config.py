@@ -41,15 +41,14 @@ def _stages(tile_bytes: int, budget: int, warp_size: int) -> int:
 
 
 def transform_rows_config(rows: int, width: int, element_size: int, warp_size: int) -> MatrixConfig:
-    """128 columns in 16 bits, narrower while that leaves fewer than 96 programs, down to 16; otherwise 32, then 16.
+    """64 columns in 16 bits, narrower while that leaves fewer than 96 programs, down to 16; otherwise 32, then 16.
 
     M is read along its rows, so that a block of 64 bytes is a whole burst of the memory; neighbouring programs read the
     other half of a cache line at about the same time. At d=4096 in bf16 that is 128 programs of 32 columns, with 48 KB
     of M in flight in each. A tile is 8 KB of M, less where more rows would make the tile of values larger than that.
-    72 KB leave room for two programs on a processor of an A100, for three on an H100 or H200. In fp32, without tensor
-    cores, a tile of 64 by 64 spilled.
+    72 KB leave room for two programs on a processor of an A100, for three on an H100 or H200. Wider tiles spilled.
     """
-    columns = 128 if element_size == 2 else 32
+    columns = 64 if element_size == 2 else 32
     while columns > FEWEST and blocks(width, columns) < 96:
         columns //= 2
     block_rows = _block_rows(rows)
@@ -63,10 +62,10 @@ def gate_up_config(rows: int, inner: int, element_size: int, warp_size: int) -> 
 
     Weights are read along d, so that a step of 128 bytes is a whole cache line. I=14336 gives 224 programs, I=28672
     gives 448, and 56 KB let four of them share a processor of an H100 or H200. Without tensor cores (fp32) tiles with
-    64 rows of each weight spilled.
+    64 rows of each weight spilled, and those with 64 rows of x unless 8 warps share them.
     """
     columns = 64 if element_size == 2 and blocks(inner, 32) > 384 else 32
     block_rows = _block_rows(rows)
     depth = max(128 // element_size, 16)
     stages = _stages((block_rows + 2 * columns) * depth * element_size, 56 * 1024, warp_size)
-    return MatrixConfig(block_rows, columns, depth, stages, num_warps=4)
+    return MatrixConfig(block_rows, columns, depth, stages, num_warps=8 if element_size > 2 and block_rows == 64 else 4)

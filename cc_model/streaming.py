@@ -1,0 +1,53 @@
+"""Whether a feed-forward block may read the weights of its projections itself, in one kernel for a few tokens.
+
+A projection is called as a module wherever anything could be attached to it. Only exactly `nn.Linear` without a bias,
+hooks or a `forward` of its own may be bypassed; that is checked at every call, and shown by `report`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.modules.module as module_hooks
+from torch import Tensor, nn
+
+from cc_kernels.backend import triton_serves
+from cc_kernels.ops.gate_up_swiglu import MOST_ROWS
+
+OP = "gate_up_swiglu"
+
+
+def streams_weights(block: Any, gate: Any, up: Any, x: Tensor) -> bool:
+    """Whether `gate_up_swiglu` serves this call of a feed-forward block.
+
+    It does at inference, for at most `MOST_ROWS` tokens, where its Triton kernel would run and no obstacle is found.
+    """
+    few = 0 < x.numel() <= MOST_ROWS * x.shape[-1]
+    if not few or block.training or torch.is_grad_enabled() or not triton_serves(OP, x.device):
+        return False
+    if torch.is_autocast_enabled(x.device.type) or obstacle(gate, up) is not None:
+        return False
+    return x.dtype == gate.weight.dtype and x.device == gate.weight.device
+
+
+def obstacle(gate: Any, up: Any) -> str | None:
+    """Why the weights of two projections must not be read past their modules; None when they may."""
+    for name, module in (("gate", gate), ("up", up)):
+        if type(module) is not nn.Linear:
+            return f"the {name} projection is a {type(module).__name__}, not nn.Linear"
+        if module.bias is not None:
+            return f"the {name} projection has a bias"
+        if module._forward_hooks or module._forward_pre_hooks:
+            return f"the {name} projection has hooks"
+        if "forward" in module.__dict__:
+            return f"the {name} projection has a forward of its own"
+        if type(module.weight) not in (nn.Parameter, Tensor):
+            return f"the weight of the {name} projection is a {type(module.weight).__name__}"
+    if module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks:
+        return "global forward hooks are registered"
+    if gate.weight.dtype != up.weight.dtype or gate.weight.shape != up.weight.shape:
+        return "gate and up projections have weights of different dtypes or shapes"
+    if gate.weight.device != up.weight.device:
+        return "gate and up projections lie on different devices"
+    return None if gate.weight.is_floating_point() else f"weights of dtype {gate.weight.dtype}"
