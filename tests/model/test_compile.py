@@ -45,7 +45,7 @@ def test_training_step(pivot_grad):
 
 
 def test_decode_steps_and_the_connected_token_compile_once():
-    """Decode steps of a static cache, and the token that runs again to connect: two graphs, for prompts of any length."""
+    """The decode steps of a static cache, and the token that runs again to connect: two graphs for all lengths."""
     _, model = pair(matrix=True)
     compiled = CompileConfig(backend="eager", fullgraph=True, mode=None)
     compiled._compile_all_devices = True
