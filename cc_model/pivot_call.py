@@ -95,7 +95,7 @@ def carried(embeds: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
     the Decision Maker and the embedding: the embedding's gradient would come in two parts, and DDP reduces the first.
     """
     leaf = update.detach().requires_grad_()
-    return _Carry.apply(embeds, update, (leaf,)), leaf  # type: ignore[no-untyped-call]
+    return _Carry.apply(embeds, update, (leaf,)), leaf
 
 
 class _Carry(torch.autograd.Function):

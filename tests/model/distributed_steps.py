@@ -6,18 +6,23 @@ Rank r of two takes the rows 2r and 2r + 1 of each batch; the rows of rank 1 hav
 from __future__ import annotations
 
 import contextlib
+import copy
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from model_pairs import batch, gradients, gumbel, pair
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState
+from model_pairs import assert_same_gradients, batch, gradients, gumbel, pair
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from cc_model import CCConfig
 
 STEPS = 3
 RATE = 0.1
+TOLERANCE = 1e-5  # after three steps; after one, the differences are below 1e-6
 
 
 def share(rank: int, step: int, count: int = 2, pivots: bool = True) -> dict[str, Any]:
@@ -88,18 +93,17 @@ def sharded(model: Any, bf16: bool = False, offload: bool = False) -> Any:
 
 
 def whole(tensors: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Sharded tensors put together."""
-    return {
-        name: tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor for name, tensor in tensors.items()
-    }
+    """Sharded tensors put together, under the names that they have without wrappers."""
+    put_together = {name: t.full_tensor() if isinstance(t, DTensor) else t for name, t in tensors.items()}
+    return {name.replace("_checkpoint_wrapped_module.", ""): tensor for name, tensor in put_together.items()}
 
 
-def fsdp(bf16: bool = False, offload: bool = False, **options: Any) -> dict[str, Any]:
+def fsdp(bf16: bool = False, offload: bool = False, count: int = STEPS, **options: Any) -> dict[str, Any]:
     """As `one_process`, in this process of an FSDP2 group; the losses are this rank's."""
     model = sharded(training_model(**options), bf16, offload)
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     losses = []
-    for step in range(STEPS):
+    for step in range(count):
         optimizer.zero_grad()
         loss = model(**share(dist.get_rank(), step)).loss
         loss.backward()
@@ -107,3 +111,61 @@ def fsdp(bf16: bool = False, offload: bool = False, **options: Any) -> dict[str,
         optimizer.step()
     grads = {name: parameter.grad for name, parameter in model.named_parameters()}
     return {"losses": losses, "gradients": whole(grads), "weights": whole(model.state_dict())}
+
+
+def bf16_process() -> dict[str, Any]:
+    """One step as FSDP2's mixed precision makes it: bf16 parameters for each rank, their gradients averaged in fp32."""
+    model = training_model()
+    low = copy.deepcopy(model)
+    for parameter in low.parameters():  # not the rotary buffers, which stay fp32 under FSDP2
+        parameter.data = parameter.data.bfloat16()
+    losses, sums = [], {}
+    for rank in (0, 1):
+        low.zero_grad()
+        loss = low(**share(rank, 0)).loss
+        loss.backward()
+        losses.append(loss.item())
+        for name, gradient in gradients(low).items():
+            sums[name] = sums.get(name, 0) + gradient.float() / 2
+    return {"losses": losses, "gradients": sums}
+
+
+def accelerate_fsdp(activation_checkpointing: bool = False, **options: Any) -> dict[str, Any]:
+    """As `fsdp`, sharded by `Accelerator.prepare`, which gives embedding, and norm with head, groups of their own."""
+    model = training_model(**options)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    accelerator = Accelerator(cpu=True)
+    # On a CPU accelerate chooses DDP whatever it is asked for; everything behind that choice runs here.
+    accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        cpu_ram_efficient_loading=False,
+        state_dict_type="FULL_STATE_DICT",
+        activation_checkpointing=activation_checkpointing,
+    )
+    try:
+        model, optimizer = accelerator.prepare(model, optimizer)
+        losses = []
+        for step in range(STEPS):
+            optimizer.zero_grad()
+            loss = model(**share(dist.get_rank(), step)).loss
+            accelerator.backward(loss)
+            losses.append(loss.item())
+            grads = whole({name: parameter.grad for name, parameter in model.named_parameters()})
+            optimizer.step()
+        return {"losses": losses, "gradients": grads, "weights": whole(model.state_dict())}
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def assert_same_training(ranks: list[dict[str, Any]], expected: dict[str, Any], tolerance: float = TOLERANCE) -> None:
+    """Each rank's own losses; gradients and weights equal to one process's, and bit-equal between the ranks."""
+    for rank, result in enumerate(ranks):
+        own = torch.tensor([both[rank] for both in expected["losses"]])
+        torch.testing.assert_close(torch.tensor(result["losses"]), own, rtol=0, atol=tolerance)
+        assert_same_gradients(result["gradients"], expected["gradients"], tolerance)
+        assert_same_gradients(result["weights"], expected["weights"], tolerance)
+    for name, weight in ranks[0]["weights"].items():
+        assert torch.equal(weight, ranks[1]["weights"][name]), name
+    assert expected["losses"][0] != expected["losses"][-1], "it trains"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import distributed_steps as steps
 import pytest
-import torch
-from model_pairs import assert_same_gradients
+from distributed_steps import assert_same_training
 
 WRAPPERS = {
     "default": {},
@@ -13,20 +12,6 @@ WRAPPERS = {
     "static graph": {"static_graph": True},
     "bucket views": {"gradient_as_bucket_view": True},
 }
-
-
-TOLERANCE = 1e-5  # after three steps; after one, the differences are below 1e-6
-
-
-def assert_same_training(ranks, expected, tolerance=TOLERANCE):
-    """Each rank's own losses; gradients and weights equal to one process's, and bit-equal between the ranks."""
-    for rank, result in enumerate(ranks):
-        assert result["losses"] == pytest.approx([both[rank] for both in expected["losses"]], abs=tolerance)
-        assert_same_gradients(result["gradients"], expected["gradients"], tolerance)
-        assert_same_gradients(result["weights"], expected["weights"], tolerance)
-    for name, weight in ranks[0]["weights"].items():
-        assert torch.equal(weight, ranks[1]["weights"][name]), name
-    assert expected["losses"][0] != expected["losses"][-1], "it trains"
 
 
 @pytest.mark.parametrize("pivot_grad", [False, True])
