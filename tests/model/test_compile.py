@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from model_pairs import assert_same_gradients, batch, gradients, gumbel, pair
+from snippets import COMPILE_OPTION
 from transformers import CompileConfig
 
 from cc_model import CCConfig
@@ -89,19 +90,17 @@ def test_whole_model_with_the_matrix():
         torch.testing.assert_close(pivoted.logits, model(**data).logits, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("pivot_grad", [False, True])
-def test_compiled_layers_under_checkpointing(pivot_grad):
+def test_compiled_layers_under_checkpointing():
     """A layer says which pass is running; the recompute gets the pass from its arguments and need not say it again."""
-    option = "skip_fwd_side_effects_in_bwd_under_checkpoint"
-    if not hasattr(torch._dynamo.config, option):
-        pytest.skip(f"needs a PyTorch with torch._dynamo.config.{option}")
-    config = CCConfig(pivot_grad=pivot_grad)
+    if not hasattr(torch._dynamo.config, COMPILE_OPTION):
+        pytest.skip(f"needs a PyTorch with torch._dynamo.config.{COMPILE_OPTION}")
+    config = CCConfig(pivot_grad=True)
     _, eager = pair("llama", config, num_hidden_layers=2)
     _, model = pair("llama", config, num_hidden_layers=2)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     compile_layers(model)
     data, noise = batch(), gumbel(3, 2)
-    with torch._dynamo.config.patch({option: True}):
+    with torch._dynamo.config.patch({COMPILE_OPTION: True}):
         for each in (eager, model, model):
             each.zero_grad()
             each.train()(**data, gumbel_noise=noise).loss.backward()
