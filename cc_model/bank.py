@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from cc_model.calls import Body, hidden_of
 from cc_model.passes import CapturePass, LayerSlot
 from cc_model.positions import flat_rows, in_range, last_attended
+from cc_model.sharding import in_one_piece
 
 
 def capture_bank(
@@ -59,28 +60,41 @@ def capture_bank(
 
 
 class BankCall:
-    """A run of the decoder body that captures and does nothing else."""
+    """A run of the decoder body that captures and does nothing else: `bank` `(L, B, d)`, and `usable` `(B,)`."""
 
-    def __init__(self, slots: list[LayerSlot], device: torch.device) -> None:
+    bank: Tensor
+    usable: Tensor
+
+    def __init__(self, slots: list[LayerSlot], device: torch.device, index: Tensor | None) -> None:
         self.slots = slots
         self.device = device
+        self.index = index
 
-    def run(self, body: Any, stock: Body, named: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BaseModelOutputWithPast:
         """`capture_bank` with the stock forward of the decoder body."""
-        return capture_bank(stock, self.slots, self.device, **named)
+        ids, mask = named["input_ids"], named["attention_mask"]
+        index = None if self.index is None else self.index.to(ids.device)
+        self.bank, self.usable, hidden = capture_bank(stock, self.slots, self.device, ids, mask, index)
+        return BaseModelOutputWithPast(last_hidden_state=hidden)
 
 
-def captured_bank(model: Any, ids: Any, mask: Tensor | None, index: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The bank `(L, B, d)` of prompts through a patched model, and which rows are usable `(B,)`, on one device."""
-    embeddings = model.get_input_embeddings().weight
-    if isinstance(embeddings, DTensor):
-        raise NotImplementedError(
-            "fit_transform_matrix: a sharded model (FSDP2) is not supported; load the saved model unsharded to fit"
-        )
-    to_body = ids.device if embeddings.device.type == "meta" else embeddings.device  # meta: offloaded
-    mask, index = (None if t is None else t.to(to_body) for t in (mask, index))
+def captured_bank(model: Any, inner: Any, ids: Any, mask: Tensor | None, index: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The bank `(L, B, d)` of prompts through a patched model, and which rows are usable `(B,)`, on one device.
+
+    Args:
+        model: outermost module; a sharded model gathers its parameters only in a forward of it.
+        inner: the patched model in it.
+        ids: `(B, T)`.
+        mask: `(B, T)` or None.
+        index: `(B,)` or None for the last attended token.
+    """
+    device = inner.get_input_embeddings().weight.device
+    to_body = ids.device if device.type == "meta" else device  # meta: offloaded
+    mask = None if mask is None else mask.to(to_body)
     ids = ids.to(to_body)
-    device = model.cc.device_like(ids)
-    body = model.get_decoder()
-    bank, usable, _ = body(ids=ids, mask=mask, index=index, cc_call=BankCall(model.cc_slots(), device))
-    return bank, usable.to(device)
+    call = BankCall(inner.cc_slots(), inner.cc.device_like(ids), index)
+    if in_one_piece(inner):
+        inner.get_decoder()(input_ids=ids, attention_mask=mask, cc_call=call)
+    else:
+        model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1, cc_call=call)
+    return call.bank, call.usable.to(call.device)

@@ -51,6 +51,8 @@ class DecisionMaker(nn.Module):
             The update `(B, d)` and the weights `(B, L)`.
         """
         embeds = embeds.to(bank.dtype)
+        if torch.is_grad_enabled():  # a step of the optimizer may follow, which sharding hides from version counters
+            self._folded = None
         # Autocast would round the decision's matmuls to 16 bits.
         with torch.autocast(bank.device.type, enabled=False):
             if matrix is None:

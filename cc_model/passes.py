@@ -8,14 +8,26 @@ the pass reaches the feed-forward block through a thread-local variable that is 
 from __future__ import annotations
 
 import threading
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cc_kernels import add_rows, capture_rows, capture_rows_through
 
-active = threading.local()
-"""`active.layer_pass` is the pass of the decoder layer that is running in this thread."""
+
+class Active(threading.local):
+    """What is running in this thread. Present from the start, because torch.compile guards on presence, too.
+
+    `layer_pass` is the pass of the decoder layer that is running, `generation` the state of the running `generate`.
+    """
+
+    def __init__(self) -> None:
+        self.layer_pass: Any = None
+        self.generation: Any = None
+
+
+active = Active()
 
 
 class LayerSlot:

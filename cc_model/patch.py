@@ -14,6 +14,7 @@ from cc_model.config import CCConfig
 from cc_model.connection import CrossLingualConnection
 from cc_model.passes import LayerSlot
 from cc_model.saving import IGNORED_AT_INFERENCE
+from cc_model.sharding import refuse_fsdp
 from cc_model.specs import ModelSpec, layers_of, spec_of
 
 logger = logging.getLogger("cc_model")
@@ -42,7 +43,8 @@ def patch_model(model: nn.Module, config: CCConfig | None = None) -> nn.Module:
 
     Raises:
         TypeError: `model` or `config` has the wrong type.
-        ValueError: the architecture is not supported, or the options do not fit the model or its present patch.
+        ValueError: the architecture is not supported, the options do not fit the model or its present patch, or the
+            model is sharded already (FSDP2).
 
     Source: CC-Tuning (ACL 2025, arXiv 2506.00875).
 
@@ -61,6 +63,7 @@ def patch_model(model: nn.Module, config: CCConfig | None = None) -> nn.Module:
         if config is not None and config != present:
             raise ValueError(f"config: the model is patched with {present}, got {config}; call unpatch_model first")
         return model
+    refuse_fsdp(model, "patch_model")
     spec = spec_of(inner)
     config = config or CCConfig()
     blocks = list(_feed_forwards(inner, spec))
@@ -99,7 +102,7 @@ def unpatch_model(model: nn.Module) -> nn.Module:
         `model` itself.
 
     Raises:
-        ValueError: the model is not patched.
+        ValueError: the model is not patched, or it is sharded (FSDP2).
 
     Example:
         >>> from cc_model import patch_model, unpatch_model
@@ -111,6 +114,7 @@ def unpatch_model(model: nn.Module) -> nn.Module:
     inner = unwrap(model)
     if "cc" not in inner._modules:
         raise ValueError(f"model: expected a patched model, got {type(inner).__name__} without a connection")
+    refuse_fsdp(model, "unpatch_model")
     spec = spec_of(inner)
     for layer in layers_of(inner):
         block = getattr(layer, spec.mlp)

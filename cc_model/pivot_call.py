@@ -46,24 +46,19 @@ class PivotCall(ConnectedCall):
         if bank.shape[1] != rows:  # beams and returned sequences: the prompt's rows, each repeated
             repeats = rows // bank.shape[1]
             bank, has_pivot = bank.repeat_interleave(repeats, dim=1), has_pivot.repeat_interleave(repeats)
-        # One lookup serves both the decision and the main pass, so that the embedding gets one dense gradient and not
-        # two. Reentrant checkpointing runs backward twice through what two graphs share: there nothing is shared.
-        if uses_reentrant_checkpointing(body) and named.get("inputs_embeds") is None:
-            index = self.connection_index(named, rows, length, named["input_ids"].device)
-            tokens = flat_rows(index, length)
-            row_embeds = body.get_input_embeddings()(named["input_ids"].flatten()[tokens])
-        else:
-            embeds = token_embeddings(body, named)
-            named = {**named, "input_ids": None, "inputs_embeds": embeds}
-            index = self.connection_index(named, rows, length, embeds.device)
-            tokens = flat_rows(index, length)
-            row_embeds = capture_rows(flatten(embeds), tokens, assume_valid=True)
+        # One lookup serves both the decision and the main pass, so that the embedding gets one dense gradient, not two.
+        embeds = token_embeddings(body, named)
+        index = self.connection_index(named, rows, length, embeds.device)
+        tokens = flat_rows(index, length)
+        row_embeds = capture_rows(flatten(embeds), tokens, assume_valid=True)
         keep = in_range(index, length) & has_pivot.to(index.device)
         keep_bank = keep.to(bank.device)
         bank = torch.where(keep_bank[None, :, None], bank, 0.0)
         update = self.decide(bank, row_embeds, keep_bank)
+        if uses_reentrant_checkpointing(body) and update.requires_grad:
+            embeds, update = carried(embeds, update)
         injection = InjectPass(mark_skipped(tokens, keep), update)
-        output = stock(**named, cc_pass=injection)
+        output = stock(**{**named, "input_ids": None, "inputs_embeds": embeds}, cc_pass=injection)
         injection.check()
         return output
 
@@ -90,6 +85,32 @@ class PivotCall(ConnectedCall):
                 "pivot_grad: expected captures with a gradient, got none; reentrant gradient checkpointing loses it. "
                 "Use gradient_checkpointing_kwargs={'use_reentrant': False}, or CCConfig(pivot_grad=False)"
             )
+
+
+def carried(embeds: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
+    """`embeds` and `update` for layers under reentrant checkpointing, which runs a backward inside the backward.
+
+    That inner backward stops at the returned update and adds its gradient up there. The outer one, when it comes to the
+    embeddings, is done with all layers and takes that gradient along. Otherwise the inner backward would run on into
+    the Decision Maker and the embedding: the embedding's gradient would come in two parts, and DDP reduces the first.
+    """
+    leaf = update.detach().requires_grad_()
+    return _Carry.apply(embeds, update, (leaf,)), leaf
+
+
+class _Carry(torch.autograd.Function):
+    """`embeds` handed on; in the backward, `update` gets the gradient that `leaf` collected."""
+
+    @staticmethod
+    def forward(ctx: Any, embeds: Tensor, update: Tensor, leaf: tuple[Tensor]) -> Tensor:
+        ctx.leaf = leaf
+        return embeds.view_as(embeds)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        (leaf,) = ctx.leaf
+        collected, leaf.grad = leaf.grad, None  # a second backward starts from nothing
+        return gradient, collected, None
 
 
 def uses_reentrant_checkpointing(body: Any) -> bool:

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from cc_model.processes import Processes
 
 
 class LeastSquares:
@@ -44,6 +47,11 @@ class LeastSquares:
         self.target_sum += target.sum(1)
         self.rows += source.shape[1]
 
+    def sum_over(self, processes: Processes) -> None:
+        """Add up the statistics of all processes: as if every row had been added in each of them."""
+        processes.sum(self.gram, self.cross, self.source_sum, self.target_sum)
+        self.rows = sum(processes.gather(self.rows))
+
     def solve(self, ridge: float = 0.0, affine: bool = False) -> tuple[Tensor, Tensor | None, list[int]]:
         """The matrices `(groups, d, d)`, the biases `(groups, d)` when `affine`, and the rank of each `AᵀA`.
 
@@ -74,15 +82,19 @@ class Reservoir:
 
     Args:
         capacity: number of prompts kept.
+        shape: (L, d).
         seed: of the sample.
+        stream: tells processes with the same seed apart.
     """
 
-    def __init__(self, capacity: int, seed: int = 0) -> None:
+    def __init__(self, capacity: int, shape: tuple[int, int], seed: int = 0, stream: int = 0) -> None:
         self.capacity = capacity
+        self.shape = shape
+        self.seed = seed
         self.seen = 0
         self.source: list[Tensor] = []
         self.target: list[Tensor] = []
-        self._random = torch.Generator().manual_seed(seed)
+        self._random = torch.Generator().manual_seed(seed + stream)
 
     def add(self, source: Tensor, target: Tensor) -> None:
         """Offer the prompts of `(L, K, d)` rows."""
@@ -100,6 +112,22 @@ class Reservoir:
             self.source[place] = source[:, k].to("cpu", torch.float32, copy=True)
             self.target[place] = target[:, k].to("cpu", torch.float32, copy=True)
 
-    def rows(self) -> tuple[Tensor, Tensor]:
-        """The sample, `(L, prompts, d)` each."""
-        return torch.stack(self.source, dim=1), torch.stack(self.target, dim=1)
+    def share(self, processes: Processes) -> tuple[Tensor, Tensor]:
+        """This process's part, `(L, prompts, d)` each, of a uniform sample of what all processes were offered.
+
+        How many of the sample come from each process is a draw without replacement from the prompts that each was
+        offered (multivariate hypergeometric), which every process draws alike.
+        """
+        offered = processes.gather(self.seen)
+        count = len(self.source)
+        if sum(offered) > self.capacity:
+            random = np.random.default_rng(self.seed)
+            counts = random.multivariate_hypergeometric(offered, self.capacity, method="marginals")
+            count = int(counts[processes.rank])
+        kept = range(count) if count == len(self.source) else self._chosen(count)
+        empty = torch.empty(self.shape[0], 0, self.shape[1])
+        source, target = ([side[i][:, None] for i in kept] for side in (self.source, self.target))
+        return torch.cat([empty, *source], dim=1), torch.cat([empty, *target], dim=1)
+
+    def _chosen(self, count: int) -> list[int]:
+        return torch.randperm(len(self.source), generator=self._random)[:count].tolist()

@@ -4,66 +4,24 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from cc_model.bank import captured_bank
+from cc_model.fit_report import FitQuality, FitReport, measure
 from cc_model.patch import unwrap
+from cc_model.processes import Processes
+from cc_model.sharding import in_one_piece, without_wrappers
 from cc_model.statistics import LeastSquares, Reservoir
 
 _INPUTS = ("input_ids", "attention_mask", "connection_index")
 _PIVOTS = ("pivot_input_ids", "pivot_attention_mask", "pivot_index")
 
 
-@dataclass(frozen=True)
-class FitQuality:
-    """How well activations are mapped, over the report's rows: E is the English activation, A the non-English one.
-
-    `mse` is the mean of (Â − E)² over all entries, in squared activation units; `r2` is 1 − Σ(Â − E)² / Σ(E − Ē)²
-    with Ē the mean English row (of the layer, or of each layer in the overall value); the cosines are means over rows
-    of cos(Â, E) and, before, cos(A, E).
-    """
-
-    mse: float
-    r2: float
-    cosine: float
-    cosine_before: float
-
-
-@dataclass(frozen=True)
-class FitReport:
-    """What `fit_transform_matrix` did. `str(report)` is a table.
-
-    `pairs` were fitted, `held_out` kept apart, `skipped` had no usable index. `rank` is the smallest rank of AᵀA over
-    the fitted matrices, of `width` (d). `sample` names the rows that the qualities are measured on.
-    """
-
-    pairs: int
-    held_out: int
-    skipped: int
-    rank: int
-    width: int
-    sample: str
-    overall: FitQuality
-    layers: tuple[FitQuality, ...]
-
-    def __str__(self) -> str:
-        """The overall quality, then one line for each layer."""
-        lines = [
-            f"fitted on {self.pairs} prompt pairs ({self.skipped} skipped), rank {self.rank} of {self.width}; "
-            f"measured on {self.sample}",
-            "layer       R²       MSE   cosine (before)",
-        ]
-        for name, quality in [("all", self.overall), *((str(i), q) for i, q in enumerate(self.layers))]:
-            lines.append(
-                f"{name:>5} {quality.r2:8.4f} {quality.mse:9.3g} {quality.cosine:8.4f} ({quality.cosine_before:.4f})"
-            )
-        return "\n".join(lines)
+_FILLER = {"input_ids": torch.zeros(1, 1, dtype=torch.long), "pivot_input_ids": torch.zeros(1, 1, dtype=torch.long)}
 
 
 @torch.no_grad()
@@ -77,6 +35,7 @@ def fit_transform_matrix(
     report_rows: int = 8192,
     progress: bool = True,
     seed: int = 0,
+    process_group: Any = "default",
 ) -> FitReport:
     """Fit `M = argmin ‖A M − E‖² + ridge ‖M‖²` and set `model.cc.transform_matrix`.
 
@@ -97,6 +56,10 @@ def fit_transform_matrix(
         report_rows: bound of the rows (prompts × layers) that the report is measured on.
         progress: show a progress bar.
         seed: of the choice of held-out pairs and of the report's sample.
+        process_group: processes that fit together, each on its own share of the pairs: `"default"`, all processes when
+            `torch.distributed` is initialised; or a group; or None, this process alone. Each process of the group must
+            call. Numbers of batches may differ, and may be 0. Every process gets the same matrix and the same report,
+            those of one process on all pairs. FSDP2 and ZeRO-3 models are fitted as they are, sharded.
 
     Returns:
         The report. It says on how many rows it was measured, and whether they were part of the fit.
@@ -104,6 +67,7 @@ def fit_transform_matrix(
     Raises:
         ValueError: the model is not patched, an argument is out of range, a batch lacks a key, no pair was usable, or
             activations were not finite.
+        RuntimeError: another process of the group failed; the message says which and why.
 
     Source: CC-Tuning section 3.3.
 
@@ -118,40 +82,84 @@ def fit_transform_matrix(
         >>> round(report.overall.r2, 3), tuple(model.cc.transform_matrix.shape)
         (1.0, (64, 64))
     """
-    inner: Any = unwrap(model)
+    root = without_wrappers(model)
+    inner: Any = unwrap(root)
     _check_arguments(inner, ridge, holdout, report_rows)
-    connection = inner.cc
-    layers, width = connection.num_layers, connection.hidden_size
-    device = connection.decision_maker.weight.device
-    fit = LeastSquares(layers if per_layer else 1, width, device)
-    sample = Reservoir(max(1, report_rows // layers), seed)
-    chooser = torch.Generator().manual_seed(seed)
-    pairs = held_out = skipped = 0
-    with _evaluating(inner):
-        for batch in tqdm(batches, desc="fit Transform Matrix", unit="batch", disable=not progress):
-            source, target, usable = _pair_banks(inner, batch)
-            skipped += int((~usable).sum())
-            source, target = source[:, usable], target[:, usable]
-            _check_finite(source, target)
-            kept_out = (torch.rand(source.shape[1], generator=chooser) < holdout).to(source.device)
-            fit.add(source[:, ~kept_out], target[:, ~kept_out])
-            measured = kept_out if holdout > 0 else ~kept_out
-            sample.add(source[:, measured], target[:, measured])
-            held_out += int(kept_out.sum())
-            pairs += int((~kept_out).sum())
-    if pairs == 0 or sample.seen == 0:
-        raise ValueError(
-            f"batches: expected at least one usable pair to fit and one to measure, got {pairs} to fit, "
-            f"{held_out} held out and {skipped} skipped"
-        )
-    matrices, bias, ranks = fit.solve(ridge, affine)
-    connection.transform_matrix = matrices if per_layer else matrices[0]
-    connection.transform_bias = None if bias is None else (bias if per_layer else bias[0])
-    prompts = len(sample.source)
-    where = "held-out pairs" if holdout > 0 else "in-sample: pairs of the fit"
-    described = f"{prompts * layers} rows of {prompts} prompts ({where})"
-    overall, by_layer = _qualities(*sample.rows(), matrices.float().cpu(), None if bias is None else bias.float().cpu())
-    return FitReport(pairs, held_out, skipped, min(ranks), width, described, overall, by_layer)
+    processes = Processes(process_group)
+    collected = _Collected(inner.cc, per_layer, holdout, report_rows, seed, processes)
+    checked: Iterable[Mapping[str, Any] | None] = map(_checked, batches)
+    with _evaluating(inner), processes.failing_together():
+        if processes.size > 1 and not in_one_piece(inner):  # a forward needs the parameters of every process
+            checked = processes.in_step(checked)
+        hidden = not progress or processes.rank > 0
+        for batch in tqdm(checked, desc="fit Transform Matrix", unit="batch", disable=hidden):
+            source, target, usable = _pair_banks(root, inner, _FILLER if batch is None else batch)
+            if batch is not None:
+                collected.add(source, target, usable)
+    pairs, held_out, skipped = collected.counts()
+    matrices, bias, rank = collected.solve(ridge, affine)
+    inner.cc.transform_matrix = matrices if per_layer else matrices[0]
+    inner.cc.transform_bias = None if bias is None else (bias if per_layer else bias[0])
+    source, target = collected.sample.share(processes)
+    bias = None if bias is None else bias.float().cpu()
+    overall, by_layer = measure(source, target, matrices.float().cpu(), bias, processes)
+    described = collected.described(holdout > 0)
+    return FitReport(pairs, held_out, skipped, rank, inner.cc.hidden_size, described, overall, by_layer)
+
+
+class _Collected:
+    """What one process keeps of the captured rows, and what all processes make of it."""
+
+    def __init__(
+        self, connection: Any, per_layer: bool, holdout: float, report_rows: int, seed: int, processes: Processes
+    ) -> None:
+        layers, width = connection.num_layers, connection.hidden_size
+        self.fit = LeastSquares(layers if per_layer else 1, width, connection.decision_maker.weight.device)
+        self.sample = Reservoir(max(1, report_rows // layers), (layers, width), seed, processes.rank)
+        self.holdout = holdout
+        self.processes = processes
+        self.chooser = torch.Generator().manual_seed(seed + processes.rank)
+        self.pairs = self.held_out = self.skipped = 0
+
+    def add(self, source: Tensor, target: Tensor, usable: Tensor) -> None:
+        """Take the usable of the pairs with rows `(L, B, d)`."""
+        self.skipped += int((~usable).sum())
+        source, target = source[:, usable], target[:, usable]
+        _check_finite(source, target)
+        kept_out = (torch.rand(source.shape[1], generator=self.chooser) < self.holdout).to(source.device)
+        self.fit.add(source[:, ~kept_out], target[:, ~kept_out])
+        measured = kept_out if self.holdout > 0 else ~kept_out
+        self.sample.add(source[:, measured], target[:, measured])
+        self.held_out += int(kept_out.sum())
+        self.pairs += int((~kept_out).sum())
+
+    def counts(self) -> tuple[int, int, int]:
+        """Pairs fitted, held out and skipped, in all processes."""
+        here = (self.pairs, self.held_out, self.skipped, self.sample.seen)
+        pairs, held_out, skipped, measurable = (sum(each) for each in zip(*self.processes.gather(here)))
+        if pairs == 0 or measurable == 0:
+            raise ValueError(
+                f"batches: expected at least one usable pair to fit and one to measure, got {pairs} to fit, "
+                f"{held_out} held out and {skipped} skipped"
+            )
+        return pairs, held_out, skipped
+
+    def solve(self, ridge: float, affine: bool) -> tuple[Tensor, Tensor | None, int]:
+        """Matrices, biases and smallest rank: solved once and sent, since processors may round differently."""
+        fit, processes = self.fit, self.processes
+        fit.sum_over(processes)
+        matrices, bias, ranks = fit.gram, fit.source_sum if affine else None, [0]
+        with processes.failing_together():
+            if processes.rank == 0:
+                matrices, bias, ranks = fit.solve(ridge, affine)
+        processes.broadcast(matrices, *([] if bias is None else [bias]))
+        return matrices, bias, processes.gather(min(ranks))[0]
+
+    def described(self, held_out: bool) -> str:
+        """Which rows the report is measured on."""
+        prompts = min(sum(self.processes.gather(self.sample.seen)), self.sample.capacity)
+        where = "held-out pairs" if held_out else "in-sample: pairs of the fit"
+        return f"{prompts * self.sample.shape[0]} rows of {prompts} prompts ({where})"
 
 
 def _check_arguments(inner: Any, ridge: float, holdout: float, report_rows: int) -> None:
@@ -165,8 +173,8 @@ def _check_arguments(inner: Any, ridge: float, holdout: float, report_rows: int)
         raise ValueError(f"report_rows: expected 1 or more, got {report_rows}")
 
 
-def _pair_banks(inner: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """A and E, `(L, B, d)` each, and which rows are usable `(B,)`."""
+def _checked(batch: Any) -> Mapping[str, Any]:
+    """`batch`, before any process starts a forward with it."""
     if not isinstance(batch, Mapping):
         raise TypeError(f"batches: expected dicts, got {type(batch).__name__}")
     for name in ("input_ids", "pivot_input_ids"):
@@ -177,8 +185,13 @@ def _pair_banks(inner: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, T
             f"pivot_input_ids: expected {batch['input_ids'].shape[0]} rows, as input_ids, "
             f"got {batch['pivot_input_ids'].shape[0]}"
         )
-    source, usable = captured_bank(inner, *[batch.get(name) for name in _INPUTS])
-    target, pivot_usable = captured_bank(inner, *[batch.get(name) for name in _PIVOTS])
+    return batch
+
+
+def _pair_banks(root: Any, inner: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """A and E, `(L, B, d)` each, and which rows are usable `(B,)`."""
+    source, usable = captured_bank(root, inner, *[batch.get(name) for name in _INPUTS])
+    target, pivot_usable = captured_bank(root, inner, *[batch.get(name) for name in _PIVOTS])
     return source, target, usable & pivot_usable
 
 
@@ -198,28 +211,6 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def _qualities(
-    source: Tensor, target: Tensor, matrices: Tensor, bias: Tensor | None
-) -> tuple[FitQuality, tuple[FitQuality, ...]]:
-    """Overall and per-layer quality on rows `(L, K, d)`."""
-    mapped = source @ matrices if matrices.shape[0] > 1 else source @ matrices[0]
-    if bias is not None:
-        mapped = mapped + bias[:, None]
-    residual = (mapped - target).double().square().sum((1, 2))
-    spread = (target - target.mean(1, keepdim=True)).double().square().sum((1, 2))
-    after = F.cosine_similarity(mapped, target, dim=-1).mean(1)
-    before = F.cosine_similarity(source, target, dim=-1).mean(1)
-    entries = target.shape[1] * target.shape[2]
-
-    def quality(res: Tensor, total: Tensor, cosine: Tensor, cosine_before: Tensor, count: int) -> FitQuality:
-        r2 = 1.0 - float(res / total) if float(total) > 0 else float("nan")
-        return FitQuality(float(res) / count, r2, float(cosine), float(cosine_before))
-
-    layers = tuple(quality(*values, entries) for values in zip(residual, spread, after, before))
-    sums = (residual.sum(), spread.sum(), after.mean(), before.mean())
-    return quality(*sums, entries * len(layers)), layers
 
 
 __all__ = ["FitQuality", "FitReport", "fit_transform_matrix"]

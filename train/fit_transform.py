@@ -2,6 +2,7 @@
 
 python -m train.fit_transform --model runs/tiny_cldr
 python -m train.fit_transform --model runs/qwen --dataset rows.jsonl --holdout 0.1
+torchrun --nproc_per_node 8 -m train.fit_transform --model runs/qwen       # each process takes its share of the pairs
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
@@ -24,7 +26,7 @@ from cc_model.collator import ParallelCollator
 from cc_model.files import write_text
 from train.arguments import DataArguments, option, parse
 from train.load_data import has_pivot, load_rows
-from train.models import load_options, load_trained, save_options
+from train.models import best_device, load_options, load_trained, save_options
 
 DESCRIPTION = (
     "Fit the Transform Matrix of a model that train.sft trained with --method cc: it maps what the model computes for "
@@ -50,7 +52,7 @@ class FitArguments:
     affine: bool = option(False, "Also fit a bias.")
     holdout: float = option(0.1, "Share of the pairs kept out of the fit, on which the report is measured.")
     dtype: str = option("auto", "auto (as saved), float32, bfloat16 or float16.")
-    device: str = option("auto", "auto, cpu, cuda, ...")
+    device: str = option("auto", "auto, cpu, cuda, ...; with several processes each takes its own of that type.")
     seed: int = option(0, "Of the choice of pairs.")
 
 
@@ -114,15 +116,18 @@ def run_fit(options: FitArguments, data: DataArguments, console: Console | None 
         raise ValueError("model: expected --model, the folder that train.sft wrote")
     if options.batch_size < 1 or (options.max_pairs is not None and options.max_pairs < 1):
         raise ValueError(f"expected batch_size and max_pairs above 0, got {options.batch_size}, {options.max_pairs}")
-    model, collator = load_trained(options.model, options.device, options.dtype)
+    processes = started_processes(options.device)
+    device = str(processes.device) if processes.use_distributed else options.device
+    model, collator = load_trained(options.model, device, options.dtype)
     if not hasattr(model, "cc"):
         raise ValueError(f"model: {options.model} was trained with --method vanilla, it has no connection to fit")
     if data.dataset is None:  # the rows that the model was trained on
         data = DataArguments(**load_options(options.model).get("data", {}))
     pairs = choose_pairs(load_rows(data), options.max_pairs, options.seed)
+    mine = pairs[processes.process_index :: processes.num_processes]
     report = fit_transform_matrix(
         model,
-        prompt_batches(model, collator, pairs, options.batch_size),
+        prompt_batches(model, collator, mine, options.batch_size, progress=processes.is_main_process),
         ridge=options.ridge,
         per_layer=options.per_layer,
         affine=options.affine,
@@ -130,16 +135,28 @@ def run_fit(options: FitArguments, data: DataArguments, console: Console | None 
         progress=False,
         seed=options.seed,
     )
-    console.print(report_table(report))
-    console.print(f"{report.pairs:,} pairs fitted, rank {report.rank} of {report.width}")
+    if processes.is_main_process:
+        console.print(report_table(report))
+        console.print(f"{report.pairs:,} pairs fitted, rank {report.rank} of {report.width}")
+        _save(model, collator, report, options)
+        console.print(f"saved to {options.output_dir or options.model}")
+    processes.wait_for_everyone()
+    return report
+
+
+def started_processes(device: str) -> PartialState:
+    """The processes that torchrun or `accelerate launch` started, with a device for each; else this one alone."""
+    kind = best_device() if device == "auto" else torch.device(device)
+    return PartialState(cpu=kind.type == "cpu")
+
+
+def _save(model: Any, collator: ParallelCollator, report: Any, options: FitArguments) -> None:
     folder = Path(options.output_dir or options.model)
     model.save_pretrained(folder)
     if folder != Path(options.model):
         collator.tokenizer.save_pretrained(folder)
         save_options(folder, load_options(options.model))
     write_text(folder / REPORT_FILE, json.dumps(asdict(report), indent=2) + "\n")
-    console.print(f"saved to {folder}")
-    return report
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -150,6 +167,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run_fit(*options)
     except (ValueError, TypeError) as error:
         raise SystemExit(f"train.fit_transform: {error}") from error
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from gloo_pool import GlooPool
 from model_pairs import ARCHITECTURES
 
 
@@ -10,3 +11,19 @@ from model_pairs import ARCHITECTURES
 def architecture(request):
     """Every supported architecture."""
     return request.param
+
+
+@pytest.fixture(scope="session")
+def _pool():
+    held = []
+    yield held
+    for pool in held:
+        pool.close()
+
+
+@pytest.fixture
+def two_processes(_pool):
+    """Two processes with gloo between them; started when a test first asks, and anew after a failure."""
+    if not (_pool and _pool[-1].alive):
+        _pool.append(GlooPool(2))
+    return _pool[-1]

@@ -51,6 +51,6 @@ def gradients(model) -> dict[str, torch.Tensor]:
 
 
 def assert_same_gradients(actual: dict, expected: dict, tolerance: float = 1e-6) -> None:
-    assert actual.keys() == expected.keys()
+    assert actual.keys() == expected.keys(), sorted(actual.keys() ^ expected.keys())
     for name, gradient in expected.items():
         torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")

@@ -10,6 +10,7 @@ from model_pairs import ARCHITECTURES, pair
 from oracle import capture
 
 from cc_model import fit_transform_matrix, patch_model
+from cc_model.processes import Processes
 from cc_model.statistics import LeastSquares, Reservoir
 from cc_model.testing import tiny_model
 
@@ -271,11 +272,11 @@ def test_statistics_in_float64():
 def test_reservoir_is_uniform_and_bounded():
     counts = torch.zeros(20)
     for seed in range(2000):
-        reservoir = Reservoir(5, seed)
+        reservoir = Reservoir(5, (1, 1), seed)
         rows = torch.arange(20.0)[None, :, None]
         reservoir.add(rows[:, :7], rows[:, :7])
         reservoir.add(rows[:, 7:], rows[:, 7:])
-        kept = reservoir.rows()[0].flatten().long()
+        kept = reservoir.share(Processes(None))[0].flatten().long()
         assert kept.numel() == 5
         counts[kept] += 1
     assert (counts / 2000 - 0.25).abs().max() < 0.05

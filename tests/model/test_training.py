@@ -214,33 +214,6 @@ def test_gradient_accumulation_counts_tokens():
     assert_same_gradients(gradients(model), whole)
 
 
-@pytest.mark.parametrize("pivot_grad", [False, True])
-def test_gradient_checkpointing(architecture, pivot_grad):
-    _, model = pair(architecture, CCConfig(pivot_grad=pivot_grad))
-    data, noise = batch(), gumbel(3)
-    output, expected = step(model.train(), data, gumbel_noise=noise)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    again, actual = step(model, data, gumbel_noise=noise)
-    assert torch.equal(output.loss, again.loss)
-    assert_same_gradients(actual, expected)
-
-
-def test_reentrant_checkpointing():
-    _, model = pair()
-    data, noise = batch(), gumbel(3)
-    _, expected = step(model.train(), data, gumbel_noise=noise)
-    model.gradient_checkpointing_enable({"use_reentrant": True})
-    _, actual = step(model, data, gumbel_noise=noise)
-    assert_same_gradients(actual, expected)
-
-
-def test_reentrant_checkpointing_with_pivot_grad_raises():
-    _, model = pair("llama", CCConfig(pivot_grad=True))
-    model.train().gradient_checkpointing_enable({"use_reentrant": True})
-    with pytest.raises(RuntimeError, match=r"pivot_grad.*use_reentrant"):
-        model(**batch())
-
-
 def test_second_backward_gives_the_same():
     _, model = pair("llama", CCConfig(pivot_grad=True))
     loss = model.train()(**batch(), gumbel_noise=gumbel(3)).loss
