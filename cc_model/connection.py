@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cc_kernels import connect, transform_rows
 from cc_model.config import CCConfig
+from cc_model.integrations.peft import carry, take_carried
 
 
 class DecisionMaker(nn.Module):
@@ -167,9 +168,15 @@ class CrossLingualConnection(nn.Module):
         device = self.decision_maker.weight.device
         return tensor.device if device.type == "meta" else device
 
+    def _save_to_state_dict(self, *args: Any) -> None:
+        """An adapter saves its copy of the Decision Maker only, which therefore carries the rest."""
+        carry(self)
+        super()._save_to_state_dict(*args)
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         """Accept a matrix and a bias whether or not they were set before."""
         errors: list[str] = args[-1]
+        take_carried(self, state_dict, prefix, errors)
         if state_dict.get(prefix + "transform_matrix") is not None and prefix + "transform_bias" not in state_dict:
             self._buffers["transform_bias"] = None
         for name in ("transform_matrix", "transform_bias"):

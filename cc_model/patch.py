@@ -12,6 +12,7 @@ from torch import nn
 from cc_model.classes import is_patched, patched_class, swap_class
 from cc_model.config import CCConfig
 from cc_model.connection import CrossLingualConnection
+from cc_model.integrations.peft import wrap_decision_maker
 from cc_model.passes import LayerSlot
 from cc_model.saving import IGNORED_AT_INFERENCE
 from cc_model.specs import ModelSpec, layers_of, spec_of
@@ -83,11 +84,11 @@ def patch_model(model: nn.Module, config: CCConfig | None = None) -> nn.Module:
     if IGNORED_AT_INFERENCE not in ignored:
         inner.config.keys_to_ignore_at_inference = [*ignored, IGNORED_AT_INFERENCE]  # type: ignore[union-attr]
     connection.train(inner.training)
-    if inner is not model:
+    if inner is not model and not wrap_decision_maker(model, connection):
         logger.warning(
-            "patch_model: the model is inside an adapter already, so that saving the adapter leaves out the Decision "
-            "Maker; to have it saved, call patch_model first, then get_peft_model with "
-            "modules_to_save=['decision_maker']"
+            "patch_model: %s saves no modules of the model, so that saving it leaves out the Decision Maker; save the "
+            "model itself, model.get_base_model().save_pretrained(...)",
+            type(model).__name__,
         )
     return model
 
