@@ -11,6 +11,7 @@ from torch import Tensor
 from cc_model.calls import ConnectedCall, PlainCall, input_shape
 from cc_model.connection import CrossLingualConnection
 from cc_model.generation_state import GenerationState
+from cc_model.packing import check_packed, is_packed, refuse_packing
 from cc_model.pivot_call import PivotCall
 from cc_model.positions import before_first_label
 from cc_model.simulated_call import SimulatedCall
@@ -18,8 +19,8 @@ from cc_model.simulated_call import SimulatedCall
 logger = logging.getLogger("cc_model")
 
 CONNECTION_ARGUMENTS = ("pivot_input_ids", "pivot_attention_mask", "connection_index", "pivot_index", "gumbel_noise")
+_PACKED_HINT = "; packed rows need one pivot and one connection_index per example"
 GENERATION_STEP = "cc_generation"  # marks the inputs of a forward as a step of the running `generate`
-PACKING_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
 
 
 def plan(model: Any, named: dict[str, Any]) -> PlainCall | ConnectedCall:
@@ -46,16 +47,19 @@ def plan(model: Any, named: dict[str, Any]) -> PlainCall | ConnectedCall:
     if generation is not None:
         return _plan_generation(model, named, generation, taken)
     rows = input_shape(named)[0]
-    _check(taken, rows, connection.num_layers)
-    _refuse_packing(named)
+    packed = is_packed(taken, rows)
+    _check(taken, taken["pivot_input_ids"].shape[0] if packed else rows, connection.num_layers)
+    if packed:
+        check_packed(taken, named, rows)
+    else:
+        refuse_packing(named)
     index = _default_index(taken["connection_index"], named)
     if connection.training:
         _warn_of_mistakes(connection, index)
     shared: dict[str, Any] = {"index": index, "noise": taken["gumbel_noise"]}
     if pivot_ids is not None:
-        return PivotCall(
-            connection, model.cc_slots(), pivot_ids, taken["pivot_attention_mask"], taken["pivot_index"], **shared
-        )
+        pivot = (pivot_ids, taken["pivot_attention_mask"], taken["pivot_index"])
+        return PivotCall(connection, model.cc_slots(), *pivot, packed=packed, **shared)
     cache = named.get("past_key_values")
     if cache is not None and int(cache.get_seq_length()) > 0:
         return PlainCall()
@@ -71,7 +75,7 @@ def _plan_generation(
     window = generation.enter(length, cached=named.get("past_key_values") is not None)
     if window is None:
         return PlainCall()
-    _refuse_packing(named)
+    refuse_packing(named)
     index = generation.local_index(window, rows)
     shared: dict[str, Any] = {"index": index, "noise": taken["gumbel_noise"]}
     if generation.pivot is not None:
@@ -130,7 +134,10 @@ def _check(taken: dict[str, Tensor | None], rows: int, layers: int) -> None:
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
         if tuple(value.shape) != shape:
-            raise ValueError(f"{name}: expected shape {meaning} = {shape}, got {tuple(value.shape)}")
+            hint = (
+                "; packed rows need one pivot and one connection_index per example" if name == "pivot_input_ids" else ""
+            )
+            raise ValueError(f"{name}: expected shape {meaning} = {shape}, got {tuple(value.shape)}{hint}")
         if name == "gumbel_noise":
             if not value.is_floating_point():
                 raise TypeError(f"{name}: expected a floating-point dtype, got {value.dtype}")
@@ -138,26 +145,3 @@ def _check(taken: dict[str, Tensor | None], rows: int, layers: int) -> None:
             raise TypeError(f"{name}: expected int64 or int32, got {value.dtype}")
     if isinstance(pivot, Tensor) and width == 0:
         raise ValueError(f"pivot_input_ids: expected at least one token per row, got shape {tuple(pivot.shape)}")
-
-
-def _refuse_packing(named: dict[str, Any]) -> None:
-    """Several examples in one row have several connection indices, which `(B,)` indices cannot say."""
-    for name in PACKING_ARGUMENTS:
-        if named.get(name) is not None:
-            raise NotImplementedError(
-                f"{name}: packed rows (several examples in one row) are not supported with the connection, because "
-                "connection_index and pivot_index have one entry per row; pad the examples instead"
-            )
-    positions, mask = named.get("position_ids"), named.get("attention_mask")
-    if not isinstance(positions, Tensor) or positions.ndim != 2 or positions.shape[1] < 2:
-        return
-    restarts = positions[:, 1:] < positions[:, :-1]
-    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= positions.shape[1]:
-        attended = mask[:, -positions.shape[1] :] != 0  # the mask also covers what is in the cache
-        restarts = restarts & attended[:, 1:] & attended[:, :-1]
-    # An asynchronous assertion: on a GPU it stops the program without making every step wait for it.
-    torch._assert_async(
-        ~restarts.any(),
-        "position_ids: packed rows (positions that restart within a row) are not supported with the connection, "
-        "because connection_index and pivot_index have one entry per row; pad the examples instead",
-    )
