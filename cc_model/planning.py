@@ -42,6 +42,8 @@ def plan(model: Any, named: dict[str, Any]) -> PlainCall | ConnectedCall:
     pivot_ids = taken["pivot_input_ids"]
     if pivot_ids is None and (generation is None or generation.pivot is None):
         _refuse_orphans(taken, connection.training)
+        if connection.training:
+            _warn_of_plain_step(connection, named)
         if connection.training or not connection.simulates:
             return PlainCall()
     if generation is not None:
@@ -99,6 +101,16 @@ def _warn_of_mistakes(connection: CrossLingualConnection, index: Tensor | None) 
         logger.warning(
             "the Decision Maker is frozen (requires_grad=False) and keeps its values; an adapter freezes it unless it "
             "is told modules_to_save=['decision_maker']"
+        )
+
+
+def _warn_of_plain_step(connection: CrossLingualConnection, named: dict[str, Any]) -> None:
+    """Say once that a training step has no English prompts: a plain step is allowed, but seldom meant."""
+    trains = torch.is_grad_enabled() and named.get("labels") is not None
+    if trains and connection.say_once("no pivots"):
+        logger.warning(
+            "training without pivot_input_ids: this is plain fine-tuning. ParallelCollator gives pivots for every "
+            "batch; TRL's SFTTrainer drops columns that it does not know unless it is told remove_unused_columns=False"
         )
 
 

@@ -60,7 +60,7 @@ def test_quantised_linears_are_called_as_modules():
 @pytest.mark.parametrize("bits", [4, 8])
 def test_qlora_with_bitsandbytes(bits, tmp_path):
     """Real quantised weights, gradient checkpointing, LoRA around them: the oracle's loss and gradients."""
-    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra: integrations)")
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (pip install bitsandbytes)")
     # 192 is a multiple of the blocks of 64 weights that 4-bit quantisation packs.
     tiny_model(initializer_range=0.15, intermediate_size=192).save_pretrained(tmp_path)
     options = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_compute_dtype=torch.float32)
