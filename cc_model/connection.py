@@ -197,7 +197,7 @@ class CrossLingualConnection(nn.Module):
     @torch.no_grad()
     def gumbel_noise(self, rows: int, device: torch.device) -> Tensor:
         """Gumbel noise `(rows, L)` in fp32, `−log(Exp(1))`, from the default generator of `device`."""
-        return torch.empty(rows, self.num_layers, device=device).exponential_().log_().neg_()
+        return torch.empty(rows, self.num_layers, device=device, dtype=torch.float32).exponential_().log_().neg_()
 
     def say_once(self, message: str) -> bool:
         """True the first time `message` is to be said."""
