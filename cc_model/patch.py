@@ -12,6 +12,7 @@ from torch import nn
 from cc_model.classes import is_patched, patched_class, swap_class
 from cc_model.config import CCConfig
 from cc_model.connection import CrossLingualConnection
+from cc_model.integrations.liger import is_liger_swiglu
 from cc_model.integrations.peft import wrap_decision_maker
 from cc_model.passes import LayerSlot
 from cc_model.saving import IGNORED_AT_INFERENCE
@@ -144,7 +145,8 @@ def unwrap(model: nn.Module) -> nn.Module:
 def fallback_reason(block: nn.Module, spec: ModelSpec) -> str | None:
     """Why a feed-forward block cannot run through `cc_kernels.swiglu`; None when it can."""
     activation = getattr(block, spec.activation, None)
-    if not isinstance(activation, nn.SiLU) and type(activation).__name__ not in ("SiLUActivation", "SiLU"):
+    silu = isinstance(activation, nn.SiLU) or type(activation).__name__ in ("SiLUActivation", "SiLU")
+    if not silu and not is_liger_swiglu(block):
         return f"activation {type(activation).__name__}, not SiLU"
     missing = [name for name in (spec.gate, spec.up, spec.down) if not hasattr(block, name)]
     return f"no projection named {missing[0]}" if missing else None

@@ -110,7 +110,8 @@ def _warn_of_plain_step(connection: CrossLingualConnection, named: dict[str, Any
     if trains and connection.say_once("no pivots"):
         logger.warning(
             "training without pivot_input_ids: this is plain fine-tuning. ParallelCollator gives pivots for every "
-            "batch; TRL's SFTTrainer drops columns that it does not know unless it is told remove_unused_columns=False"
+            "batch. Of tokenised rows TRL's SFTTrainer, and Trainer with use_liger_kernel, drop the pivot columns "
+            "unless they are told remove_unused_columns=False"
         )
 
 
