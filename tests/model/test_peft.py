@@ -117,6 +117,20 @@ def test_reload_into_the_same_adapter(tmp_path):
     assert torch.equal(cc_of(wrapped).transform_matrix, random_matrix(wrapped.get_base_model()))
 
 
+def test_reload_of_a_checkpoint_from_before_the_matrix(tmp_path):
+    """PEFT asks the checkpoint for all that the copy holds; without the matrix the copy holds what it did then."""
+    _, wrapped = adapted()
+    wrapped.save_pretrained(tmp_path)
+    cc_of(wrapped).transform_matrix = random_matrix(wrapped.get_base_model())
+    wrapped.state_dict()
+    with pytest.raises(KeyError, match="transform_matrix"):
+        wrapped.load_adapter(tmp_path, "default")
+    cc_of(wrapped).transform_matrix = None
+    wrapped.state_dict()
+    wrapped.load_adapter(tmp_path, "default")
+    assert cc_of(wrapped).transform_matrix is None
+
+
 def test_other_options_raise(tmp_path):
     _, wrapped = adapted(config=CCConfig(inject_layer=2))
     wrapped.save_pretrained(tmp_path)
