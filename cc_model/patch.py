@@ -33,7 +33,8 @@ def patch_model(model: nn.Module, config: CCConfig | None = None) -> nn.Module:
 
     `connection_index` defaults to the token before the first label ≠ −100, or to the last attended token;
     `pivot_index` to the last attended pivot token. A row without labels, with index −1 or with an all-zero pivot mask
-    gets no connection; its contribution and its gradients are exact zeros. An index out of range skips the row.
+    gets no connection; its contribution and its gradients are exact zeros. An index out of range skips the row. Packed
+    rows (N examples in B rows) take N pivots and N indices into the flattened tokens, see `cc_model.packing`.
 
     Args:
         model: a Llama, Qwen2, Qwen3 or Mistral causal language model, also inside a PEFT model.

@@ -19,8 +19,8 @@ from cc_model.simulated_call import SimulatedCall
 logger = logging.getLogger("cc_model")
 
 CONNECTION_ARGUMENTS = ("pivot_input_ids", "pivot_attention_mask", "connection_index", "pivot_index", "gumbel_noise")
-_PACKED_HINT = "; packed rows need one pivot and one connection_index per example"
 GENERATION_STEP = "cc_generation"  # marks the inputs of a forward as a step of the running `generate`
+_PACKED_HINT = "; packed rows need one pivot and one connection_index per example"
 
 
 def plan(model: Any, named: dict[str, Any]) -> PlainCall | ConnectedCall:
@@ -147,9 +147,7 @@ def _check(taken: dict[str, Tensor | None], rows: int, layers: int) -> None:
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
         if tuple(value.shape) != shape:
-            hint = (
-                "; packed rows need one pivot and one connection_index per example" if name == "pivot_input_ids" else ""
-            )
+            hint = _PACKED_HINT if name == "pivot_input_ids" else ""
             raise ValueError(f"{name}: expected shape {meaning} = {shape}, got {tuple(value.shape)}{hint}")
         if name == "gumbel_noise":
             if not value.is_floating_point():
