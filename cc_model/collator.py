@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
 import torch
@@ -69,6 +70,9 @@ class ParallelCollator:
         pad_to_multiple_of: round T and S up to a multiple.
         system: text of a system turn for conversations without one.
         chat_template_kwargs: further variables of the chat template, such as `{"enable_thinking": False}`.
+        packed: put the examples one after the other into one row, without padding, for training: `input_ids`, `labels`
+            and `position_ids` (which restart at each example) are (1, T), there is no `attention_mask`, and
+            `connection_index` counts through the row. Pivots stay padded, (N, S) for N examples.
 
     Raises:
         ValueError, TypeError: an argument is out of range; in a call, a column is missing or has the wrong type, or
@@ -100,6 +104,7 @@ class ParallelCollator:
         pad_to_multiple_of: int | None = None,
         system: str | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
+        packed: bool = False,
     ) -> None:
         if position not in POSITIONS:
             raise ValueError(f"position: expected one of {POSITIONS}, got {position!r}")
@@ -111,6 +116,7 @@ class ParallelCollator:
         self.position = position
         self.max_length = max_length
         self.pad_to_multiple_of = pad_to_multiple_of
+        self.packed = packed
         self.truncated = 0
         self.encoder = Encoder(tokenizer, system, chat_template_kwargs)
         self._template = detect_template(tokenizer.get_vocab()) if position == "published" else None
@@ -122,6 +128,8 @@ class ParallelCollator:
         """A training batch; see the class for columns, keys and errors."""
         rows = self._rows(features, answers=True)
         left = self.tokenizer.padding_side == "left"
+        if self.packed:
+            return {**self._packed(rows), **self._pivots(rows, left)}
         labels = [[IGNORE_INDEX] * len(row.prompt) + row.answer for row in rows]
         batch = self._main([row.prompt + row.answer for row in rows], rows, left)
         batch["labels"] = _padded(labels, IGNORE_INDEX, batch["input_ids"].shape[1], left)
@@ -226,6 +234,21 @@ class ParallelCollator:
         ids, mask, starts = self._stack(tokens, left)
         index = torch.tensor([start + row.connection_index for start, row in zip(starts, rows)])
         return {"input_ids": ids, "attention_mask": mask, "connection_index": index}
+
+    def _packed(self, rows: list[_Row]) -> dict[str, Tensor]:
+        """One row of all examples. Rounding up lengthens the last one, so that the padding is no example of its own."""
+        examples = [row.prompt + row.answer for row in rows]
+        starts = [0, *accumulate(map(len, examples))]
+        step = self.pad_to_multiple_of or 1
+        padding = -starts[-1] % step
+        examples[-1] = examples[-1] + [self._pad] * padding
+        labels = [[IGNORE_INDEX] * len(row.prompt) + row.answer for row in rows] + [[IGNORE_INDEX] * padding]
+        return {
+            "input_ids": torch.tensor([list(chain.from_iterable(examples))]),
+            "position_ids": torch.tensor([list(chain.from_iterable(range(len(tokens)) for tokens in examples))]),
+            "labels": torch.tensor([list(chain.from_iterable(labels))]),
+            "connection_index": torch.tensor([start + row.connection_index for start, row in zip(starts, rows)]),
+        }
 
     def _pivots(self, rows: list[_Row], left: bool) -> dict[str, Tensor]:
         ids, mask, starts = self._stack([row.pivot for row in rows], left)

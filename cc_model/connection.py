@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cc_kernels import connect, transform_rows
 from cc_model.config import CCConfig
+from cc_model.integrations.peft import carry, take_carried
 
 
 class DecisionMaker(nn.Module):
@@ -168,9 +169,15 @@ class CrossLingualConnection(nn.Module):
         device = self.decision_maker.weight.device
         return tensor.device if device.type == "meta" else device
 
+    def _save_to_state_dict(self, *args: Any) -> None:
+        """An adapter saves its copy of the Decision Maker only, which therefore carries the rest."""
+        carry(self)
+        super()._save_to_state_dict(*args)
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         """Accept a matrix and a bias whether or not they were set before."""
         errors: list[str] = args[-1]
+        take_carried(self, state_dict, prefix, errors)
         if state_dict.get(prefix + "transform_matrix") is not None and prefix + "transform_bias" not in state_dict:
             self._buffers["transform_bias"] = None
         for name in ("transform_matrix", "transform_bias"):
@@ -191,7 +198,7 @@ class CrossLingualConnection(nn.Module):
     @torch.no_grad()
     def gumbel_noise(self, rows: int, device: torch.device) -> Tensor:
         """Gumbel noise `(rows, L)` in fp32, `−log(Exp(1))`, from the default generator of `device`."""
-        return torch.empty(rows, self.num_layers, device=device).exponential_().log_().neg_()
+        return torch.empty(rows, self.num_layers, device=device, dtype=torch.float32).exponential_().log_().neg_()
 
     def say_once(self, message: str) -> bool:
         """True the first time `message` is to be said."""

@@ -158,7 +158,10 @@ def _pivot_conversation(feature: Mapping[str, Any], where: str) -> list[Message]
 
 def _text(feature: Mapping[str, Any], column: str, where: str, alternative: str = "") -> str:
     if column not in feature:
-        raise ValueError(f"{where}: column {column!r}{alternative} is missing, got {sorted(map(str, feature))}")
+        raise ValueError(
+            f"{where}: column {column!r}{alternative} is missing, got {sorted(map(str, feature))}; Trainer "
+            "drops text columns unless it is told remove_unused_columns=False"
+        )
     if not isinstance(feature[column], str):
         raise TypeError(f"{where}: column {column!r} must be text, got {type(feature[column]).__name__}")
     return feature[column]

@@ -12,6 +12,8 @@ from torch import nn
 from cc_model.classes import is_patched, patched_class, swap_class
 from cc_model.config import CCConfig
 from cc_model.connection import CrossLingualConnection
+from cc_model.integrations.liger import is_liger_swiglu
+from cc_model.integrations.peft import wrap_decision_maker
 from cc_model.passes import LayerSlot
 from cc_model.saving import IGNORED_AT_INFERENCE
 from cc_model.sharding import refuse_fsdp
@@ -32,7 +34,8 @@ def patch_model(model: nn.Module, config: CCConfig | None = None) -> nn.Module:
 
     `connection_index` defaults to the token before the first label ≠ −100, or to the last attended token;
     `pivot_index` to the last attended pivot token. A row without labels, with index −1 or with an all-zero pivot mask
-    gets no connection; its contribution and its gradients are exact zeros. An index out of range skips the row.
+    gets no connection; its contribution and its gradients are exact zeros. An index out of range skips the row. Packed
+    rows (N examples in B rows) take N pivots and N indices into the flattened tokens, see `cc_model.packing`.
 
     Args:
         model: a Llama, Qwen2, Qwen3 or Mistral causal language model, also inside a PEFT model.
@@ -86,11 +89,11 @@ def patch_model(model: nn.Module, config: CCConfig | None = None) -> nn.Module:
     if IGNORED_AT_INFERENCE not in ignored:
         inner.config.keys_to_ignore_at_inference = [*ignored, IGNORED_AT_INFERENCE]  # type: ignore[union-attr]
     connection.train(inner.training)
-    if inner is not model:
+    if inner is not model and not wrap_decision_maker(model, connection):
         logger.warning(
-            "patch_model: the model is inside an adapter already, so that saving the adapter leaves out the Decision "
-            "Maker; to have it saved, call patch_model first, then get_peft_model with "
-            "modules_to_save=['decision_maker']"
+            "patch_model: %s saves no modules of the model, so that saving it leaves out the Decision Maker; save the "
+            "model itself, model.get_base_model().save_pretrained(...)",
+            type(model).__name__,
         )
     return model
 
@@ -147,7 +150,8 @@ def unwrap(model: nn.Module) -> nn.Module:
 def fallback_reason(block: nn.Module, spec: ModelSpec) -> str | None:
     """Why a feed-forward block cannot run through `cc_kernels.swiglu`; None when it can."""
     activation = getattr(block, spec.activation, None)
-    if not isinstance(activation, nn.SiLU) and type(activation).__name__ not in ("SiLUActivation", "SiLU"):
+    silu = isinstance(activation, nn.SiLU) or type(activation).__name__ in ("SiLUActivation", "SiLU")
+    if not silu and not is_liger_swiglu(block):
         return f"activation {type(activation).__name__}, not SiLU"
     missing = [name for name in (spec.gate, spec.up, spec.down) if not hasattr(block, name)]
     return f"no projection named {missing[0]}" if missing else None

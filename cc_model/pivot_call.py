@@ -23,6 +23,7 @@ class PivotCall(ConnectedCall):
         pivot_ids: `(B, S)`.
         pivot_mask: `(B, S)` or None.
         pivot_index: `(B,)` or None for the last attended pivot token.
+        packed: rows hold several examples; pivots are one per example, and indices count through all tokens.
     """
 
     def __init__(
@@ -32,26 +33,30 @@ class PivotCall(ConnectedCall):
         pivot_ids: Tensor,
         pivot_mask: Tensor | None = None,
         pivot_index: Tensor | None = None,
+        packed: bool = False,
         **shared: Any,
     ) -> None:
         super().__init__(connection, slots, **shared)
         self.pivot_ids = pivot_ids
         self.pivot_mask = pivot_mask
         self.pivot_index = pivot_index
+        self.packed = packed
 
     def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BaseModelOutputWithPast:
         """Pivot pass, decision, main pass with the connection."""
         rows, length = input_shape(named)
         bank, has_pivot = self.pivot_bank(body, stock)
-        if bank.shape[1] != rows:  # beams and returned sequences: the prompt's rows, each repeated
+        if self.packed:
+            named = {**named, "use_cache": False}  # with a cache the stock model ignores that positions restart
+        elif bank.shape[1] != rows:  # beams and returned sequences: the prompt's rows, each repeated
             repeats = rows // bank.shape[1]
             bank, has_pivot = bank.repeat_interleave(repeats, dim=1), has_pivot.repeat_interleave(repeats)
         # One lookup serves both the decision and the main pass, so that the embedding gets one dense gradient, not two.
         embeds = token_embeddings(body, named)
         index = self.connection_index(named, rows, length, embeds.device)
-        tokens = flat_rows(index, length)
+        tokens, in_row = self.located(index, rows, length)
         row_embeds = capture_rows(flatten(embeds), tokens, assume_valid=True)
-        keep = in_range(index, length) & has_pivot.to(index.device)
+        keep = in_row & has_pivot.to(index.device)
         keep_bank = keep.to(bank.device)
         bank = torch.where(keep_bank[None, :, None], bank, 0.0)
         update = self.decide(bank, row_embeds, keep_bank)
@@ -61,6 +66,12 @@ class PivotCall(ConnectedCall):
         output = stock(**{**named, "input_ids": None, "inputs_embeds": embeds}, cc_pass=injection)
         injection.check()
         return output
+
+    def located(self, index: Tensor, rows: int, length: int) -> tuple[Tensor, Tensor]:
+        """The connected tokens in the flattened `(B * T)` axis, and which of them are in range."""
+        if self.packed:  # flat already
+            return index.clamp(0, rows * length - 1), in_range(index, rows * length)
+        return flat_rows(index, length), in_range(index, length)
 
     def pivot_bank(self, body: Any, stock: Body) -> tuple[Tensor, Tensor]:
         """The bank `(L, B, d)` and which rows have a pivot `(B,)`."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from cc_model.calls import ConnectedCall, PlainCall, input_shape
 from cc_model.connection import CrossLingualConnection
 from cc_model.generation_state import GenerationState
+from cc_model.packing import check_packed, is_packed, refuse_packing
 from cc_model.pivot_call import PivotCall
 from cc_model.positions import before_first_label
 from cc_model.simulated_call import SimulatedCall
@@ -19,7 +20,7 @@ logger = logging.getLogger("cc_model")
 
 CONNECTION_ARGUMENTS = ("pivot_input_ids", "pivot_attention_mask", "connection_index", "pivot_index", "gumbel_noise")
 GENERATION_STEP = "cc_generation"  # marks the inputs of a forward as a step of the running `generate`
-PACKING_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
+_PACKED_HINT = "; packed rows need one pivot and one connection_index per example"
 
 
 def plan(model: Any, named: dict[str, Any]) -> PlainCall | ConnectedCall:
@@ -41,21 +42,26 @@ def plan(model: Any, named: dict[str, Any]) -> PlainCall | ConnectedCall:
     pivot_ids = taken["pivot_input_ids"]
     if pivot_ids is None and (generation is None or generation.pivot is None):
         _refuse_orphans(taken, connection.training)
+        if connection.training:
+            _warn_of_plain_step(connection, named)
         if connection.training or not connection.simulates:
             return PlainCall()
     if generation is not None:
         return _plan_generation(model, named, generation, taken)
     rows = input_shape(named)[0]
-    _check(taken, rows, connection.num_layers)
-    _refuse_packing(named)
+    packed = is_packed(taken, rows)
+    _check(taken, taken["pivot_input_ids"].shape[0] if packed else rows, connection.num_layers)
+    if packed:
+        check_packed(taken, named, rows)
+    else:
+        refuse_packing(named)
     index = _default_index(taken["connection_index"], named)
     if connection.training:
         _warn_of_mistakes(connection, index)
     shared: dict[str, Any] = {"index": index, "noise": taken["gumbel_noise"]}
     if pivot_ids is not None:
-        return PivotCall(
-            connection, model.cc_slots(), pivot_ids, taken["pivot_attention_mask"], taken["pivot_index"], **shared
-        )
+        pivot = (pivot_ids, taken["pivot_attention_mask"], taken["pivot_index"])
+        return PivotCall(connection, model.cc_slots(), *pivot, packed=packed, **shared)
     cache = named.get("past_key_values")
     if cache is not None and int(cache.get_seq_length()) > 0:
         return PlainCall()
@@ -71,7 +77,7 @@ def _plan_generation(
     window = generation.enter(length, cached=named.get("past_key_values") is not None)
     if window is None:
         return PlainCall()
-    _refuse_packing(named)
+    refuse_packing(named)
     index = generation.local_index(window, rows)
     shared: dict[str, Any] = {"index": index, "noise": taken["gumbel_noise"]}
     if generation.pivot is not None:
@@ -100,6 +106,17 @@ def _warn_of_mistakes(connection: CrossLingualConnection, index: Tensor | None) 
         logger.warning(
             "the Decision Maker is frozen (requires_grad=False) and keeps its values; an adapter freezes it unless it "
             "is told modules_to_save=['decision_maker']"
+        )
+
+
+def _warn_of_plain_step(connection: CrossLingualConnection, named: dict[str, Any]) -> None:
+    """Say once that a training step has no English prompts: a plain step is allowed, but seldom meant."""
+    trains = torch.is_grad_enabled() and named.get("labels") is not None
+    if trains and connection.say_once("no pivots"):
+        logger.warning(
+            "training without pivot_input_ids: this is plain fine-tuning. ParallelCollator gives pivots for every "
+            "batch. Of tokenised rows TRL's SFTTrainer, and Trainer with use_liger_kernel, drop the pivot columns "
+            "unless they are told remove_unused_columns=False"
         )
 
 
@@ -135,7 +152,8 @@ def _check(taken: dict[str, Tensor | None], rows: int, layers: int) -> None:
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
         if tuple(value.shape) != shape:
-            raise ValueError(f"{name}: expected shape {meaning} = {shape}, got {tuple(value.shape)}")
+            hint = _PACKED_HINT if name == "pivot_input_ids" else ""
+            raise ValueError(f"{name}: expected shape {meaning} = {shape}, got {tuple(value.shape)}{hint}")
         if name == "gumbel_noise":
             if not value.is_floating_point():
                 raise TypeError(f"{name}: expected a floating-point dtype, got {value.dtype}")
@@ -143,26 +161,3 @@ def _check(taken: dict[str, Tensor | None], rows: int, layers: int) -> None:
             raise TypeError(f"{name}: expected int64 or int32, got {value.dtype}")
     if isinstance(pivot, Tensor) and width == 0:
         raise ValueError(f"pivot_input_ids: expected at least one token per row, got shape {tuple(pivot.shape)}")
-
-
-def _refuse_packing(named: dict[str, Any]) -> None:
-    """Several examples in one row have several connection indices, which `(B,)` indices cannot say."""
-    for name in PACKING_ARGUMENTS:
-        if named.get(name) is not None:
-            raise NotImplementedError(
-                f"{name}: packed rows (several examples in one row) are not supported with the connection, because "
-                "connection_index and pivot_index have one entry per row; pad the examples instead"
-            )
-    positions, mask = named.get("position_ids"), named.get("attention_mask")
-    if not isinstance(positions, Tensor) or positions.ndim != 2 or positions.shape[1] < 2:
-        return
-    restarts = positions[:, 1:] < positions[:, :-1]
-    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= positions.shape[1]:
-        attended = mask[:, -positions.shape[1] :] != 0  # the mask also covers what is in the cache
-        restarts = restarts & attended[:, 1:] & attended[:, :-1]
-    # An asynchronous assertion: on a GPU it stops the program without making every step wait for it.
-    torch._assert_async(
-        ~restarts.any(),
-        "position_ids: packed rows (positions that restart within a row) are not supported with the connection, "
-        "because connection_index and pivot_index have one entry per row; pad the examples instead",
-    )

@@ -18,6 +18,7 @@ from typing import Any
 CONFIG_FILE = "cc_config.json"
 PREFIX = "cc."
 IGNORED_AT_INFERENCE = "decision_weights"
+_STAGING = ".saving-"
 _WEIGHT_FILES = re.compile(r"^model(-\d{5}-of-\d{5})?\.safetensors$|^model\.safetensors\.index\.json$")
 
 
@@ -60,7 +61,9 @@ def save(
                 _write_options(model, target, plain)
             return result
         target.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target, prefix=".saving-") as staging:
+        for abandoned in target.glob(f"{_STAGING}*"):  # of a save that was killed
+            shutil.rmtree(abandoned, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=target, prefix=_STAGING) as staging:
             result = stock(staging, **kwargs)
             _write_options(model, Path(staging), plain)
             _move_into(Path(staging), target)

@@ -65,6 +65,7 @@ class CollatorArguments:
         "last", "Token that is connected: the last prompt token, or the published code's position."
     )
     system: str | None = option(None, "Text of a system turn for conversations without one.")
+    packed: bool = option(False, "Put the examples of a batch into one row, one after the other, without padding.")
 
 
 @dataclass

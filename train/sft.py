@@ -25,6 +25,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from cc_model.collator import ParallelCollator
 from cc_model.files import write_text
 from train.arguments import CollatorArguments, DataArguments, ModelArguments, SftArguments, parse
+from train.checkpoints import last_complete_checkpoint
 from train.load_data import count_pivots, load_rows
 from train.models import load_for_training, save_options, set_end_of_turn
 from train.trainer import CCTrainer, PlainCollator, use_rich_progress
@@ -83,23 +84,22 @@ def with_lengths(rows: Dataset, collator: ParallelCollator) -> Dataset:
 
 
 def find_checkpoint(arguments: SftArguments) -> str | None:
-    """The checkpoint to resume from: a folder, or with `true` the last one in the output folder, if there is one.
+    """The checkpoint to resume from: a folder, or with `true` the last complete one in the output folder, if any.
 
     Raises:
         ValueError: the folder does not exist, or there are checkpoints and neither resuming nor overwriting was asked.
     """
     folder = Path(str(arguments.output_dir))
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     asked = arguments.resume_from_checkpoint
     if asked is None or str(asked).lower() == "false":
-        if last is not None and not arguments.overwrite:
+        if folder.is_dir() and get_last_checkpoint(str(folder)) is not None and not arguments.overwrite:
             raise ValueError(
                 f"output_dir: {folder} holds checkpoints already; continue with --resume_from_checkpoint true, start "
                 "anew with --overwrite, or choose another folder"
             )
         return None
     if str(asked).lower() == "true":
-        return last
+        return last_complete_checkpoint(folder)
     if not Path(asked).is_dir():
         raise ValueError(f"resume_from_checkpoint: expected 'true' or a checkpoint folder, found no {asked!r}")
     return asked

@@ -17,7 +17,6 @@ from cc_model import (
     fit_transform_matrix,
     from_pretrained,
     patch_model,
-    report,
     unpatch_model,
 )
 from cc_model.classes import is_patched
@@ -66,47 +65,6 @@ def test_training_without_labels_and_index_warns(caplog):
         model.train()(**data)
         model.train()(**data)
     assert caplog.text.count("without labels and without connection_index") == 1
-
-
-def test_frozen_decision_maker_warns(caplog):
-    peft = pytest.importorskip("peft")
-    _, model = pair()
-    wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], r=2)).train()
-    with caplog.at_level(logging.WARNING, "cc_model"):
-        wrapped(**batch())
-    assert "modules_to_save=['decision_maker']" in caplog.text
-    assert "the Decision Maker is frozen" in str(report(model))
-
-
-def test_decision_maker_in_an_adapter_trains_and_is_saved(tmp_path):
-    peft = pytest.importorskip("peft")
-    _, model = pair("llama", CCConfig(pivot_grad=True))
-    lora = peft.LoraConfig(target_modules=["q_proj", "down_proj"], r=2, modules_to_save=["decision_maker"])
-    wrapped = peft.get_peft_model(model, lora).train()
-    wrapped(**batch(), gumbel_noise=gumbel(3)).loss.backward()
-    trained = [name for name, p in wrapped.named_parameters() if p.grad is not None and "decision_maker" in name]
-    assert len(trained) == 1
-    wrapped.save_pretrained(tmp_path)
-    from safetensors.torch import load_file
-
-    assert any("decision_maker" in name for name in load_file(tmp_path / "adapter_model.safetensors"))
-
-
-def test_patching_inside_an_adapter_warns(caplog):
-    peft = pytest.importorskip("peft")
-    wrapped = peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["q_proj"], r=2))
-    with caplog.at_level(logging.WARNING, "cc_model"):
-        patch_model(wrapped)
-        patch_model(wrapped)
-    assert caplog.text.count("saving the adapter leaves out the Decision Maker") == 1
-
-
-def test_wrapped_connection_raises():
-    peft = pytest.importorskip("peft")
-    _, model = pair()
-    wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["cc"]))
-    with pytest.raises(RuntimeError, match=r"model.cc: expected the connection, got ModulesToSaveWrapper"):
-        wrapped(**batch())
 
 
 def test_early_exit_is_refused_before_it_changes_the_model():
@@ -243,20 +201,6 @@ def test_noise_of_the_wrong_shape_in_generate():
     _, model = pair(matrix=True)
     with pytest.raises(ValueError, match="gumbel_noise: expected shape"):
         model.generate(prompt(), gumbel_noise=torch.zeros(1, 5), **GREEDY)
-
-
-def test_lora_output_is_not_written_to():
-    """An adapter's inner layer may hand the same tensor to hooks, so the connection adds out of place there."""
-    peft = pytest.importorskip("peft")
-    _, model = pair()
-    wrapped = peft.get_peft_model(model, peft.LoraConfig(target_modules=["down_proj"], r=2)).eval()
-    kept = []
-    down = model.model.layers[0].mlp.down_proj.base_layer
-    down.register_forward_hook(lambda module, args, output: kept.append((output, output.clone())))
-    with wrapped.disable_adapter():
-        wrapped(**batch())
-    assert len(kept) == 2
-    assert all(torch.equal(output, copied) for output, copied in kept)
 
 
 def test_disabled_connection_after_everything():

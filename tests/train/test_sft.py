@@ -103,6 +103,24 @@ def test_resume_reproduces_the_uninterrupted_losses(config, tmp_path):
     assert decisions[0] == decisions[1]  # the noise is resumed as well
 
 
+def test_packed_rows_train_like_padded_ones(config, tmp_path):
+    """For both methods; the noise is drawn per example either way."""
+    for method in ("cc", "vanilla"):
+        for packed in (False, True):
+            options = [
+                "--method",
+                method,
+                "--output_dir",
+                str(tmp_path / f"{method}{packed}"),
+                "--learning_rate",
+                "0.01",
+            ]
+            main([config(), *options, "--packed", str(packed), "--per_device_train_batch_size", "5"])
+        padded, packed_losses = losses(tmp_path / f"{method}False"), losses(tmp_path / f"{method}True")
+        assert packed_losses == pytest.approx(padded, rel=1e-3)
+        assert padded[-1] < padded[0] - 0.05
+
+
 def test_command_line_overrides_yaml(config, tmp_path):
     path = config(learning_rate=0.5, lr_scheduler_type="constant", warmup_steps=0)
     main([path, "--learning_rate", "1e-3", "--max_steps", "1"])
