@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import re
 import subprocess
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,16 @@ from cc_kernels.launch import HAS_TRITON, triton
 ROOT = Path(__file__).parents[1]
 OPS = ("connect", "transform_rows", "gate_up_swiglu", "swiglu", "capture_rows", "add_rows")
 TEST_SECONDS = 240
+TEST_PROCESSES = 12
 TOTAL_SECONDS = 430
+
+
+def _driver_version() -> str | None:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
+    except (OSError, subprocess.CalledProcessError):  # a GPU of another maker
+        return None
 
 
 def _device_facts(device: torch.device) -> dict[str, Any]:
@@ -46,20 +57,24 @@ def _device_facts(device: torch.device) -> dict[str, Any]:
             "processors": properties.multi_processor_count,
             "memory": properties.total_memory,
             "l2_bytes": properties.L2_cache_size,
+            "driver": _driver_version(),
         }
     return facts
 
 
 def _run_tests() -> dict[str, Any]:
     command = [sys.executable, "-m", "pytest", "tests/kernels", "-p", "no:cacheprovider", "-rs", "--tb=short"]
+    if find_spec("xdist") is not None:  # most of the time goes into compiling kernels, on the CPU
+        command += ["--numprocesses", str(min(TEST_PROCESSES, os.cpu_count() or 1)), "--dist", "worksteal"]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TEST_SECONDS)
     except subprocess.TimeoutExpired as error:
         return {"returncode": None, "tail": f"stopped after {error.timeout} s"}
     counts = re.findall(r"(\d+) (passed|failed|skipped|error)", done.stdout.splitlines()[-1])
     failed = re.findall(r"^(?:FAILED|ERROR) .*", done.stdout, re.MULTILINE)
+    failed += re.findall(r"^E  .*", done.stdout, re.MULTILINE)[:200]
     result: dict[str, Any] = {"returncode": done.returncode, **{name: int(number) for number, name in counts}}
-    return {**result, "failures": failed, "tail": done.stdout[-4000:]}
+    return {**result, "failures": failed, "tail": done.stdout[-20000:]}
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
