@@ -125,7 +125,7 @@ class Reservoir:
             counts = random.multivariate_hypergeometric(offered, self.capacity, method="marginals")
             count = int(counts[processes.rank])
         kept = range(count) if count == len(self.source) else self._chosen(count)
-        empty = torch.empty(self.shape[0], 0, self.shape[1])
+        empty = torch.empty(self.shape[0], 0, self.shape[1], dtype=torch.float32)
         source, target = ([side[i][:, None] for i in kept] for side in (self.source, self.target))
         return torch.cat([empty, *source], dim=1), torch.cat([empty, *target], dim=1)
 
