@@ -3,6 +3,9 @@
 A pass is an opaque object, not a dataclass, list or dict, because mixed-precision wrappers copy those. Gradient
 checkpointing keeps the layers' keyword arguments for the recompute, so the recompute sees the same pass. Inside a layer
 the pass reaches the feed-forward block through a thread-local variable that is set for the duration of that layer only.
+
+Compiled regions write to passes and slots and read nothing that changes there: what they read is guarded, and the
+recompute, which would find another value, would compile a second graph, with other saved tensors than the first.
 """
 
 from __future__ import annotations
@@ -67,11 +70,10 @@ class CapturePass:
             output = flat.view_as(output)
         else:
             captured = capture_rows(flat, rows, assume_valid=True)
-        if not self.sealed:
-            if torch.compiler.is_compiling():
-                slot.captured = captured
-            else:
-                self.captured[slot.index] = captured
+        if torch.compiler.is_compiling():
+            slot.captured = captured
+        elif not self.sealed:
+            self.captured[slot.index] = captured
         return output
 
     def collect(self, device: torch.device) -> Tensor:
@@ -114,7 +116,7 @@ class InjectPass:
         flat = output.reshape(-1, output.shape[-1])
         inplace = owned and not (output.is_leaf and output.requires_grad)
         added = add_rows(flat, self.rows.to(flat.device), self.update.to(flat.device), inplace=inplace)
-        self.injected += 1
+        self.injected = 1 if torch.compiler.is_compiling() else self.injected + 1
         return added.view_as(output)
 
     def check(self) -> None:
