@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers.generation.configuration_utils import GenerationMode
 
+from cc_model.compat import cache_of
 from cc_model.generation_state import GenerationState, current_generation
 from cc_model.passes import active
 
@@ -81,7 +82,7 @@ def _state(
         prompt = kwargs.get("input_ids")
     rows, given = (1, 1) if prompt is None else prompt.shape[:2]
     device = model.device if prompt is None else prompt.device
-    mask, cache = kwargs.get("attention_mask"), kwargs.get("past_key_values")
+    mask, cache = kwargs.get("attention_mask"), cache_of(kwargs)
     if isinstance(mask, Tensor) and mask.ndim == 2 and not bool((mask[:, -1] != 0).all()):
         raise ValueError(
             "attention_mask: expected left-padded prompts (padding_side='left'), got right padding: generated tokens "

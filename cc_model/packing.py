@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cc_model.compat import CACHE, cache_of
+
 PACKING_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
 
 
@@ -42,9 +44,9 @@ def check_packed(taken: dict[str, Any], named: dict[str, Any], rows: int) -> Non
             f"attention_mask: expected None (or 4 dimensions) for {packed}, because with a mask the model does not "
             f"read where position_ids restart; got {tuple(mask.shape)}"
         )
-    if named.get("past_key_values") is not None or named.get("use_cache"):
+    if cache_of(named) is not None or named.get("use_cache"):
         raise ValueError(
-            f"use_cache: expected False and no past_key_values for {packed}: with a cache they would see each other"
+            f"use_cache: expected False and no {CACHE} for {packed}: with a cache they would see each other"
         )
     breaks = (positions[:, 1:] != positions[:, :-1] + 1).sum() + positions.shape[0]
     torch._assert_async(

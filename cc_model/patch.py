@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from cc_model.classes import is_patched, patched_class, swap_class
+from cc_model.compat import keys_ignored_at_inference
 from cc_model.config import CCConfig
 from cc_model.connection import CrossLingualConnection
 from cc_model.integrations.liger import is_liger_swiglu
@@ -85,7 +86,7 @@ def patch_model(model: nn.Module, config: CCConfig | None = None) -> nn.Module:
     if not is_patched(inner):
         swap_class(inner, patched_class(type(inner), "PatchedCausalLM"))
     inner.cc = connection
-    ignored = list(getattr(inner.config, "keys_to_ignore_at_inference", []))
+    ignored = keys_ignored_at_inference(inner.config)
     if IGNORED_AT_INFERENCE not in ignored:
         inner.config.keys_to_ignore_at_inference = [*ignored, IGNORED_AT_INFERENCE]  # type: ignore[union-attr]
     connection.train(inner.training)
@@ -134,7 +135,7 @@ def unpatch_model(model: nn.Module) -> nn.Module:
     config: Any = inner.config
     others = [key for key in config.keys_to_ignore_at_inference if key != IGNORED_AT_INFERENCE]
     config.__dict__.pop("keys_to_ignore_at_inference", None)
-    if others != list(getattr(config, "keys_to_ignore_at_inference", [])):
+    if others != keys_ignored_at_inference(config):
         config.keys_to_ignore_at_inference = others
     return model
 

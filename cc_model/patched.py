@@ -22,6 +22,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from cc_kernels import gate_up_swiglu, swiglu
 from cc_model.calls import PlainCall
+from cc_model.compat import cache_of, with_cache
 from cc_model.generation import connected_generate, refuse_unsupported_mode
 from cc_model.generation_state import current_generation
 from cc_model.passes import LayerSlot, active
@@ -101,20 +102,20 @@ class PatchedBody:
 
     def forward(self, *args: Any, cc_call: Any = None, **kwargs: Any) -> Any:
         """The passes of `cc_call`; a direct call of the body is the stock forward, or an error where that misleads."""
-        if cc_call is None:
-            self._cc_refuse_silence(kwargs)
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
         named = dict(zip(self.cc_arguments, args), **kwargs)
-        return cc_call.run(self, super().forward, named)  # type: ignore[misc]
+        if cc_call is None:
+            self._cc_refuse_silence(named)
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        return cc_call.run(self, super().forward, with_cache(named, cache_of(named)))  # type: ignore[misc]
 
-    def _cc_refuse_silence(self, kwargs: dict[str, Any]) -> None:
-        bypassed = [name for name in CONNECTION_ARGUMENTS if kwargs.get(name) is not None]
+    def _cc_refuse_silence(self, named: dict[str, Any]) -> None:
+        bypassed = [name for name in CONNECTION_ARGUMENTS if named.get(name) is not None]
         if bypassed:
             raise RuntimeError(
                 f"{bypassed[0]} reached the decoder body: the patched forward of the model was bypassed by a "
                 "`forward` set on the instance; call the model itself, model(...)"
             )
-        cache = kwargs.get("past_key_values")
+        cache = cache_of(named)
         connection = self.cc_connection
         if connection.simulates and not connection.training and (cache is None or int(cache.get_seq_length()) == 0):
             raise RuntimeError(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cc_model.calls import ConnectedCall, PlainCall, input_shape
+from cc_model.compat import cache_of
 from cc_model.connection import CrossLingualConnection
 from cc_model.generation_state import GenerationState
 from cc_model.packing import check_packed, is_packed, refuse_packing
@@ -62,7 +63,7 @@ def plan(model: Any, named: dict[str, Any]) -> PlainCall | ConnectedCall:
     if pivot_ids is not None:
         pivot = (pivot_ids, taken["pivot_attention_mask"], taken["pivot_index"])
         return PivotCall(connection, model.cc_slots(), *pivot, packed=packed, **shared)
-    cache = named.get("past_key_values")
+    cache = cache_of(named)
     if cache is not None and int(cache.get_seq_length()) > 0:
         return PlainCall()
     return SimulatedCall(connection, model.cc_slots(), logits_to_keep=named.get("logits_to_keep", 0), **shared)
@@ -74,7 +75,7 @@ def _plan_generation(
     """The call of one step of `generate`: connected when its tokens hold a connection index."""
     rows, length = input_shape(named)
     _check(taken, rows, model.cc.num_layers)
-    window = generation.enter(length, cached=named.get("past_key_values") is not None)
+    window = generation.enter(length, cached=cache_of(named) is not None)
     if window is None:
         return PlainCall()
     refuse_packing(named)

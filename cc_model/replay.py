@@ -16,6 +16,7 @@ from transformers.cache_utils import StaticCache
 from transformers.generation.configuration_utils import CompileConfig
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from cc_model.compat import cache_of
 from cc_model.passes import InjectPass
 
 _compiled: list[tuple[CompileConfig, Callable[..., BaseModelOutputWithPast]]] = []
@@ -52,7 +53,7 @@ def _fits_a_graph(body: Any, named: dict[str, Any]) -> bool:
     )
     return (
         tokens.shape[1] == 1
-        and isinstance(named.get("past_key_values"), StaticCache)
+        and isinstance(cache_of(named), StaticCache)
         and not keeps
         and not torch.compiler.is_compiling()
     )

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from cc_model.compat import keys_ignored_at_inference
+
 CONFIG_FILE = "cc_config.json"
 PREFIX = "cc."
 IGNORED_AT_INFERENCE = "decision_weights"
@@ -94,7 +96,7 @@ def _stock_config(config: Any) -> Iterator[None]:
     """Without our entry in `keys_to_ignore_at_inference`, which `config.json` would otherwise keep."""
     present = config.__dict__.pop("keys_to_ignore_at_inference", None)
     others = [key for key in present or [] if key != IGNORED_AT_INFERENCE]
-    if present is not None and others != list(getattr(config, "keys_to_ignore_at_inference", [])):
+    if present is not None and others != keys_ignored_at_inference(config):
         config.keys_to_ignore_at_inference = others
     try:
         yield

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from cc_kernels import capture_rows
 from cc_model.calls import Body, ConnectedCall, flatten, hidden_of, input_shape
+from cc_model.compat import CACHE, cache_of, with_cache
 from cc_model.connection import CrossLingualConnection
 from cc_model.passes import CapturePass, LayerSlot
 from cc_model.positions import flat_rows, in_range, mark_skipped
@@ -54,7 +55,7 @@ class SimulatedCall(ConnectedCall):
         rows, length = input_shape(named)
         use_cache = named.get("use_cache")
         keep_cache = body.config.use_cache if use_cache is None else use_cache
-        cache = named.get("past_key_values")
+        cache = cache_of(named)
         device = (named["input_ids"] if named.get("input_ids") is not None else named["inputs_embeds"]).device
         index = self.connection_index(named, rows, length, device)
         rolled = cache if cache is not None else DynamicCache(config=body.config)
@@ -62,15 +63,15 @@ class SimulatedCall(ConnectedCall):
         start = 0
         if two_prefills is None:
             cache = rolled
-            first, capture = self.captured(stock, {**named, "past_key_values": cache, "use_cache": True}, index, length)
+            first, capture = self.captured(stock, {**with_cache(named, cache), "use_cache": True}, index, length)
             start = self.first_row(index, length)
             roll_back(cache, length - start)
         else:
-            probe = {**named, "past_key_values": probing_cache(cache, named), "use_cache": cache is not None}
+            probe = {**with_cache(named, probing_cache(cache, named)), "use_cache": cache is not None}
             first, capture = self.captured(stock, probe, index, length)
         self.note_prefills(two_prefills)
         tokens, update = self.decided(body, named, capture, index, length, start)
-        again = {**sliced(named, start, length), "past_key_values": cache}
+        again = with_cache(sliced(named, start, length), cache)
         again["use_cache"] = two_prefills is None or keep_cache
         output = connected_replay(body, again, tokens, update, self.compile_config)
         return self.joined(first, output, start, length, keep_cache)
@@ -125,16 +126,16 @@ class SimulatedCall(ConnectedCall):
         self, first: BaseModelOutputWithPast, second: BaseModelOutputWithPast, start: int, length: int, keep_cache: bool
     ) -> BaseModelOutputWithPast:
         """The result over all tokens: positions before `start` from the first run, the others from the second."""
-        cache = second.past_key_values if keep_cache else None
+        cache = getattr(second, CACHE) if keep_cache else None
         hidden = hidden_of(second)
         kept = self.logits_to_keep
         if start and not (isinstance(kept, int) and 0 < kept <= length - start):
             hidden = torch.cat([hidden_of(first)[:, :start], hidden], dim=1)
         return BaseModelOutputWithPast(
             last_hidden_state=hidden,
-            past_key_values=cache,
             hidden_states=joined_states(first.hidden_states, second.hidden_states, start, dim=1),
             attentions=joined_states(first.attentions, second.attentions, start, dim=-2),
+            **{CACHE: cache},
         )
 
 

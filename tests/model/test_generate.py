@@ -11,6 +11,7 @@ from model_pairs import batch, pair
 from oracle import capture, connected_logits, decide, greedy
 
 from cc_model import connection_disabled
+from cc_model.compat import CACHE
 from cc_model.testing import tiny_model
 
 
@@ -88,8 +89,8 @@ def test_eval_forward_outputs_are_joined():
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
     with torch.no_grad():
         last = model(ids, connection_index=index, logits_to_keep=2).logits
-        assert model(ids, connection_index=index, use_cache=False).past_key_values is None
-        assert model(ids, connection_index=index, use_cache=True).past_key_values.get_seq_length() == 12
+        assert model(ids, connection_index=index, use_cache=False).get(CACHE) is None
+        assert model(ids, connection_index=index, use_cache=True)[CACHE].get_seq_length() == 12
     torch.testing.assert_close(last, two.logits[:, -2:], rtol=0, atol=1e-5)
 
 

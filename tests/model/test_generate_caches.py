@@ -12,6 +12,7 @@ from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 from cc_model import connection_disabled
+from cc_model.compat import CACHE
 
 
 def test_without_cache():
@@ -45,10 +46,10 @@ def test_cache_with_earlier_turns(form):
     for past in (4, 8):
         cache = DynamicCache(config=model.config)
         with connection_disabled(model), torch.no_grad():
-            model(ids[:, :past], past_key_values=cache, use_cache=True)
+            model(ids[:, :past], use_cache=True, **{CACHE: cache})
         counter = TokenCounter(model)
         given = ids if form == "whole" else ids[:, past:]
-        output = model.generate(given, attention_mask=torch.ones_like(ids), past_key_values=cache, **GREEDY)
+        output = model.generate(given, attention_mask=torch.ones_like(ids), **{CACHE: cache}, **GREEDY)
         assert new_tokens(output, given) == oracle_tokens(stock, model, ids, torch.ones_like(ids))
         assert counter.lengths[:2] == [9 - past, 1]
         counter.handle.remove()
@@ -59,9 +60,9 @@ def test_connection_index_already_in_the_cache():
     ids, _ = prompts((9,))
     cache = DynamicCache(config=model.config)
     with connection_disabled(model), torch.no_grad():
-        model(ids[:, :4], past_key_values=cache, use_cache=True)
+        model(ids[:, :4], use_cache=True, **{CACHE: cache})
     with pytest.raises(ValueError, match="connection_index: expected a token that is not in the cache yet"):
-        model.generate(ids, past_key_values=cache, connection_index=torch.tensor([3]), **GREEDY)
+        model.generate(ids, connection_index=torch.tensor([3]), **{CACHE: cache}, **GREEDY)
 
 
 def test_static_cache_rolls_back_in_place():
@@ -73,7 +74,7 @@ def test_static_cache_rolls_back_in_place():
     assert counter.lengths[:3] == [9, 1, 1]
     cache = StaticCache(config=model.config, max_cache_len=20)
     with torch.no_grad():
-        model(ids[:1], past_key_values=cache, use_cache=True, connection_index=torch.tensor([5]))
+        model(ids[:1], use_cache=True, connection_index=torch.tensor([5]), **{CACHE: cache})
     keys = cache.layers[0].keys
     assert keys.shape[2] == 20
     assert int(cache.get_seq_length()) == 9
@@ -118,12 +119,12 @@ def test_cache_of_unknown_type_needs_two_prefills(past):
         made = Cache(layers=[UnknownLayer() for _ in range(4)])
         if past:
             with connection_disabled(model), torch.no_grad():
-                model(ids[:, :past], past_key_values=made, use_cache=True)
+                model(ids[:, :past], use_cache=True, **{CACHE: made})
         return made
 
     used = cache()
     counter = TokenCounter(model)
-    output = model.generate(ids, past_key_values=used, **SCORES)
+    output = model.generate(ids, **{CACHE: used}, **SCORES)
     assert counter.lengths[:3] == [9 - past, 9 - past, 1]
     assert "UnknownLayer cannot be rolled back" in model.cc.prefills
     assert used.get_seq_length() == 9 + 5

@@ -20,6 +20,7 @@ from cc_model import (
     unpatch_model,
 )
 from cc_model.classes import is_patched
+from cc_model.compat import CACHE
 from cc_model.testing import random_matrix, tiny_model
 
 GREEDY = {"max_new_tokens": 4, "do_sample": False}
@@ -161,13 +162,13 @@ def test_continued_prompt_with_padding_in_the_cache_is_not_packed():
     mask[1, :5] = 0
     positions = (mask.cumsum(1) - 1).masked_fill(mask == 0, 1)
     with torch.no_grad():
-        cache = model(data["input_ids"][:, :3], attention_mask=mask[:, :3], use_cache=True).past_key_values
+        cache = model(data["input_ids"][:, :3], attention_mask=mask[:, :3], use_cache=True)[CACHE]
         output = model(
             data["input_ids"][:, 3:],
             attention_mask=mask,
             position_ids=positions[:, 3:],
-            past_key_values=cache,
             pivot_input_ids=data["pivot_input_ids"],
+            **{CACHE: cache},
         )
     assert output.decision_weights.sum() == 3
 

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoModel, GPT2Config, GPT2LMHeadModel
 
 from cc_model import CCConfig, patch_model, report, unpatch_model
+from cc_model.compat import CACHE
 from cc_model.specs import spec_of
 from cc_model.testing import random_matrix, tiny_model
 
@@ -99,7 +100,7 @@ def test_signature_names_stock_and_own_arguments(architecture):
 
 def test_config_ignores_decision_weights_at_inference():
     model = patch_model(tiny_model())
-    assert model.config.keys_to_ignore_at_inference == ["past_key_values", "decision_weights"]
+    assert model.config.keys_to_ignore_at_inference == [CACHE, "decision_weights"]
 
 
 def test_decision_maker():

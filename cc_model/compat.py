@@ -1,0 +1,51 @@
+"""What differs between the supported versions of transformers: the name of the key/value cache.
+
+Forwards and outputs call it `past_key_values` up to 5.23 and `cache` from 5.24 on, where forwards still take the old
+name and warn. Inside a patched model it is called `CACHE`, so that no warning is of our making.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+OLD_CACHE = "past_key_values"
+CACHE = "cache" if "cache" in {field.name for field in dataclasses.fields(BaseModelOutputWithPast)} else OLD_CACHE
+
+
+def cache_of(arguments: Mapping[str, Any]) -> Cache | None:
+    """The cache among a caller's arguments, under either name that the installed transformers takes.
+
+    Example:
+        >>> cache_of({"input_ids": None}) is None
+        True
+    """
+    cache = arguments.get(CACHE)
+    return cache if cache is not None else arguments.get(OLD_CACHE)
+
+
+def with_cache(arguments: Mapping[str, Any], cache: Cache | None) -> dict[str, Any]:
+    """`arguments` with `cache` in the place of the one that they hold.
+
+    Example:
+        >>> from transformers import DynamicCache
+        >>> cache = DynamicCache()
+        >>> list(with_cache({"past_key_values": None}, cache)) == [CACHE]
+        True
+    """
+    return {**{name: value for name, value in arguments.items() if name != OLD_CACHE}, CACHE: cache}
+
+
+def keys_ignored_at_inference(config: Any) -> list[str]:
+    """The outputs that Trainer leaves out of its predictions: the config's own list, or Trainer's default.
+
+    Example:
+        >>> from transformers import LlamaConfig
+        >>> keys_ignored_at_inference(LlamaConfig()) == [CACHE]
+        True
+    """
+    return list(getattr(config, "keys_to_ignore_at_inference", [CACHE]))
