@@ -41,18 +41,30 @@ def _blocks_and_warps(chosen: Any, _: tuple[Any, ...]) -> Iterator[Any]:
 
 
 def _bank(chosen: Any, arguments: tuple[Any, ...]) -> Iterator[Any]:
+    _, _, width, element_size, *_ = arguments
+    for block_width in (32, 64, 128):
+        for block_rows in {chosen.block_rows, max(chosen.block_rows // 2, 1), max(chosen.block_rows // 4, 1)}:
+            for elements in (4096, 8192, 16384):
+                block_layers = elements // (block_rows * block_width)
+                if 2 <= block_layers <= 2 * chosen.block_layers and elements * element_size <= 32768:
+                    for num_warps in (4, 8):
+                        yield replace(
+                            chosen,
+                            block_width=block_width,
+                            block_rows=block_rows,
+                            block_layers=block_layers,
+                            width_blocks=blocks(width, block_width),
+                            num_warps=num_warps,
+                        )
+
+
+def _mix(chosen: Any, arguments: tuple[Any, ...]) -> Iterator[Any]:
     width = arguments[2]
-    for block_width in (32, 64, 128, 256, 512):
-        for block_layers in (8, 16, 32, 64):
-            if 1024 <= block_width * block_layers <= 8192:
-                for num_warps in (4, 8):
-                    yield replace(
-                        chosen,
-                        block_width=block_width,
-                        block_layers=block_layers,
-                        width_blocks=blocks(width, block_width),
-                        num_warps=num_warps,
-                    )
+    for block_width in (64, 128, 256, 512):
+        for steps in (1, 2, 4):
+            for num_warps in (4, 8):
+                parts = blocks(width, steps * block_width)
+                yield replace(chosen, block_width=block_width, steps=steps, parts=parts, num_warps=num_warps)
 
 
 def _matrix_tiles(chosen: Any, _: tuple[Any, ...]) -> Iterator[Any]:
@@ -76,7 +88,8 @@ KNOBS = (
     Knob("add_rows", "row_config", ("add_rows",), _blocks_and_warps),
     Knob("transform_rows", "transform_rows_config", ("transform_rows",), _matrix_tiles),
     Knob("gate_up_swiglu", "gate_up_config", ("gate_up_swiglu",), _matrix_tiles),
-    Knob("connect", "bank_config", ("decision_forward", "decision_backward"), _bank),
+    Knob("connect", "bank_config", ("decision_forward",), _bank),
+    Knob("connect", "mix_config", ("decision_backward",), _mix),
 )
 
 

@@ -40,6 +40,11 @@ class Launch:
     arguments: dict[str, Any]
 
 
+# Compiled kernels by everything that Triton specialises on, so that a repeated launch does not work that out again.
+_compiled: dict[tuple[Any, ...], Any] = {}
+MOST_COMPILED = 8192  # entries, a few hundred bytes each; sizes that vary from batch to batch make new ones
+DIRECT = HAS_TRITON and not INTERPRETED and torch.version.hip is None  # on ROCm Triton also looks at allocations
+
 _recorded: list[Launch] | None = None
 _warp_size = 64 if torch.version.hip else 32
 
@@ -80,9 +85,35 @@ def launch(kernel: Any, grid: tuple[int, ...], like: Tensor, **arguments: Any) -
         backend = getattr(torch, device.type)
         if device.index != backend.current_device():  # entering the guard costs more than asking
             with backend.device(device):
-                kernel[grid](**arguments)
+                _run(kernel, grid, device, arguments)
             return
-    kernel[grid](**arguments)
+    _run(kernel, grid, device, arguments)
+
+
+def _run(kernel: Any, grid: tuple[int, ...], device: torch.device, arguments: dict[str, Any]) -> None:
+    """`kernel[grid](**arguments)`; the second time with like arguments the compiled kernel itself is launched.
+
+    Triton specialises on dtypes, on pointers that are multiples of 16, and on some values of integers. The key holds
+    all integers, which is stricter. Hooks of profilers run in both cases.
+    """
+    if not DIRECT or device.type != "cuda":
+        kernel[grid](**arguments)
+        return
+    values = tuple(arguments.values())
+    key = (
+        kernel,
+        device.index,
+        *[(value.dtype, value.data_ptr() % 16 == 0) if isinstance(value, Tensor) else value for value in values],
+    )
+    known = _compiled.get(key)
+    if known is not None:
+        known[(*grid, 1, 1)[:3]](*values[: len(kernel.arg_names)])
+        return
+    compiled = kernel[grid](**arguments)
+    if tuple(arguments)[: len(kernel.arg_names)] == tuple(kernel.arg_names):  # positional from now on
+        if len(_compiled) >= MOST_COMPILED:
+            _compiled.clear()
+        _compiled[key] = compiled
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> Any:

@@ -66,13 +66,14 @@ def _decision(model: ModelShape, dtype: torch.dtype, batches: tuple[int, ...]) -
     for count in batches:
         bank, embeds = _empty(layers, count, width, dtype=dtype), _empty(count, width, dtype=dtype)
         noise = weights = _empty(count, layers, dtype=torch.float32)
+        vector = _empty(count, width, dtype=torch.float32)
         for hard, with_update in ((True, True), (False, True), (True, False)):
             forward(bank, embeds, weight, noise, 1.0, hard, None, with_update)
         for bank_weight in folded:
             forward(bank, embeds, weight, None, 1.0, True, bank_weight, True)
         for want_bank, want_embeds in ((True, True), (False, True), (False, False)):
-            backward(embeds, None, bank, weight, weights, weights, 1.0, want_bank, want_embeds)
-        backward(None, weights, bank, weight, weights, weights, 1.0, True, True)
+            backward(embeds, None, bank, weight, weights, weights, vector, 1.0, want_bank, want_embeds)
+        backward(None, weights, bank, weight, weights, weights, None, 1.0, True, True)
 
 
 def _transform_rows(model: ModelShape, dtype: torch.dtype, batches: tuple[int, ...]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from cc_kernels.backend import register_triton
 from cc_kernels.launch import HAS_TRITON
 from cc_kernels.library import define
-from cc_kernels.ops import decision_backward, decision_forward
+from cc_kernels.ops import decision_autograd, decision_backward, decision_forward
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -31,7 +31,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _autograd(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     grad_update, grad_weights = grads[:2]
-    return (*decision_backward.autograd(ctx, grad_update, grad_weights), None)
+    return (*decision_autograd.autograd(ctx, grad_update, grad_weights), None)
 
 
 def _connect_triton(
@@ -64,7 +64,8 @@ def _decide_triton(
 if HAS_TRITON:
     define(
         "decision_backward(Tensor? grad_update, Tensor? grad_weights, Tensor bank, Tensor weight, Tensor weights, "
-        "Tensor soft, float temperature, bool want_bank, bool want_embeds) -> (Tensor, Tensor, Tensor)",
+        "Tensor soft, Tensor? vector, float temperature, bool want_bank, bool want_embeds) "
+        "-> (Tensor, Tensor, Tensor, Tensor)",
         decision_backward.backward,
         fake=decision_backward.fake_backward,
     )

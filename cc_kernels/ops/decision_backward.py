@@ -3,10 +3,10 @@
 With ∂u = ∂update, ∂w = ∂weights and y the softmax, straight-through or not:
 
     ∂w[k,l] += ∂u[k] · V[l,k]                                    `_mix_bwd_kernel`, parts per block of columns
-    ∂z[k]    = y[k] (∂w[k] − Σ_l y[k,l] ∂w[k,l]) / τ             `_decision_bwd_kernel`, from here on
+    ∂z[k]    = y[k] (∂w[k] − Σ_l y[k,l] ∂w[k,l]) / τ             `_decision_bwd_kernel`, this and the next two
     ∂e[k]    = ∂z[k] W
     ∂V[l,k]  = ∂e[k] / L + w[k,l] ∂u[k]
-    ∂W       = ∂zᵀ v, v = mean_l V + e saved by the forward      one small matmul
+    ∂W       = ∂zᵀ v, v = mean_l V + e saved by the forward      `_weight_bwd_kernel`
 
 Bytes moved: the bank once, W and v once, and ∂V once where the bank requires a gradient. A folded `bank_weight` serves
 inference; its gradients are plain matmuls.
@@ -14,14 +14,11 @@ inference; its gradients are plain matmuls.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from einops import einsum
 from torch import Tensor
 
-from cc_kernels.launch import arithmetic_dtype, jit, launch, tl, unit_stride, warp_size
-from cc_kernels.ops.decision_config import bank_config, output_config
+from cc_kernels.launch import arithmetic_dtype, blocks, jit, launch, tl, unit_stride, warp_size
+from cc_kernels.ops.decision_config import mix_config, output_config, weight_config
 from cc_kernels.ops.decision_parts import sum_parts
 from cc_kernels.reference import wide_dtype
 
@@ -37,22 +34,25 @@ def _mix_bwd_kernel(
     width,
     ARITHMETIC: tl.constexpr,
     LAYERS: tl.constexpr,
-    WIDTH_BLOCKS: tl.constexpr,
+    LAYER_BLOCKS: tl.constexpr,
+    PARTS: tl.constexpr,
+    STEPS: tl.constexpr,
     BLOCK_LAYERS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
 ):
     program = tl.program_id(0).to(tl.int64)
-    k = program // WIDTH_BLOCKS
-    columns = (program % WIDTH_BLOCKS) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)  # [BD]
-    inside = columns < width
-    grad = tl.load(grad_update_ptr + k * grad_update_stride + columns, mask=inside, other=0.0).to(ARITHMETIC)
-    for first in range(0, LAYERS, BLOCK_LAYERS):
-        layers = first + tl.arange(0, BLOCK_LAYERS).to(tl.int64)  # [BL]
-        offsets = k * bank_row_stride + layers[:, None] * bank_layer_stride + columns[None, :]
-        mask = (layers < LAYERS)[:, None] & inside[None, :]
-        tile = tl.load(bank_ptr + offsets, mask=mask, other=0.0).to(ARITHMETIC)  # [BL, BD]
-        dots = tl.sum(tile * grad[None, :], axis=1)
-        tl.store(partial_ptr + program * LAYERS + layers, dots, mask=layers < LAYERS)
+    part = program % PARTS
+    k = program // (PARTS * LAYER_BLOCKS)
+    layers = (program // PARTS % LAYER_BLOCKS) * BLOCK_LAYERS + tl.arange(0, BLOCK_LAYERS)  # [BL]
+    row_at = bank_ptr + k * bank_row_stride + layers[:, None] * bank_layer_stride
+    products = tl.zeros((BLOCK_LAYERS, BLOCK_WIDTH), ARITHMETIC)
+    for step in range(STEPS):
+        columns = (part * STEPS + step) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)  # [BD]
+        inside = columns < width
+        grad = tl.load(grad_update_ptr + k * grad_update_stride + columns, mask=inside, other=0.0).to(ARITHMETIC)
+        tile = tl.load(row_at + columns[None, :], mask=(layers < LAYERS)[:, None] & inside[None, :], other=0.0)
+        products += tile.to(ARITHMETIC) * grad[None, :]
+    tl.store(partial_ptr + (k * PARTS + part) * LAYERS + layers, tl.sum(products, axis=1), mask=layers < LAYERS)
 
 
 @jit()
@@ -86,6 +86,11 @@ def _decision_bwd_kernel(
     block = program % WIDTH_BLOCKS
     layers = tl.arange(0, BLOCK_LAYERS)  # [BL]
     real = layers < LAYERS
+    # W's first tile depends on nothing: it arrives while ∂z is worked out.
+    row = layers.to(tl.int64)[:, None]  # [BL, 1], of W and of the bank
+    columns = block * STEPS * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)  # [BD]
+    weight_at = weight_ptr + row * weight_stride
+    weight = tl.load(weight_at + columns[None, :], mask=real[:, None] & (columns < width)[None, :], other=0.0)
 
     grad_weights = tl.zeros((BLOCK_LAYERS,), ARITHMETIC)
     if partial_ptr is not None:
@@ -99,11 +104,12 @@ def _decision_bwd_kernel(
         tl.store(grad_logits_ptr + k * LAYERS + layers, grad_logits, mask=real)
 
     for step in range(STEPS):
-        columns = (block * STEPS + step) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)  # [BD]
+        if step > 0:
+            columns += BLOCK_WIDTH
+            mask = real[:, None] & (columns < width)[None, :]
+            weight = tl.load(weight_at + columns[None, :], mask=mask, other=0.0)
         inside = columns < width
-        row = layers.to(tl.int64)[:, None]  # [BL, 1], of W and of the bank
         mask = real[:, None] & inside[None, :]
-        weight = tl.load(weight_ptr + row * weight_stride + columns[None, :], mask=mask, other=0.0)
         grad_vector = tl.sum(weight.to(ARITHMETIC) * grad_logits[:, None], axis=0)  # [BD]
         if grad_embeds_ptr is not None:
             tl.store(grad_embeds_ptr + k * width + columns, grad_vector, mask=inside)
@@ -117,14 +123,44 @@ def _decision_bwd_kernel(
             tl.store(grad_bank_ptr + (row * rows + k) * width + columns[None, :], grad_bank, mask=mask)
 
 
+@jit()
+def _weight_bwd_kernel(
+    grad_logits_ptr,
+    vector_ptr,
+    grad_weight_ptr,
+    rows,
+    width,
+    ARITHMETIC: tl.constexpr,
+    LAYERS: tl.constexpr,
+    BLOCK_LAYERS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+):
+    columns = tl.program_id(0).to(tl.int64) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)  # [BD]
+    layers = tl.program_id(1).to(tl.int64) * BLOCK_LAYERS + tl.arange(0, BLOCK_LAYERS)  # [BL]
+    real, inside = layers < LAYERS, columns < width
+    total = tl.zeros((BLOCK_LAYERS, BLOCK_WIDTH), ARITHMETIC)
+    for first in range(0, rows, BLOCK_ROWS):
+        k = first + tl.arange(0, BLOCK_ROWS).to(tl.int64)  # [BK]
+        here = k < rows
+        grad_at = grad_logits_ptr + k[None, :] * LAYERS + layers[:, None]
+        grad = tl.load(grad_at, mask=real[:, None] & here[None, :], other=0.0)
+        vector_at = vector_ptr + k[:, None] * width + columns[None, :]
+        vector = tl.load(vector_at, mask=here[:, None] & inside[None, :], other=0.0)
+        total = tl.dot(grad, vector, total, input_precision="ieee", out_dtype=ARITHMETIC)
+    at = grad_weight_ptr + layers[:, None] * width + columns[None, :]
+    tl.store(at, total.to(grad_weight_ptr.dtype.element_ty), mask=real[:, None] & inside[None, :])
+
+
 def _mix_gradient(grad_update: Tensor, bank: Tensor) -> Tensor:
-    """The parts of `∂u[k] · V[l,k]`, `(K, blocks, L)`."""
+    """The parts of `∂u[k] · V[l,k]`, `(K, parts, L)`."""
     layers, rows, width = bank.shape
-    config = bank_config(layers, rows, width, bank.element_size(), warp_size())
-    partial = bank.new_empty((rows, config.width_blocks, layers), dtype=wide_dtype(bank.dtype))
+    config = mix_config(layers, rows, width, bank.element_size(), warp_size())
+    partial = bank.new_empty((rows, config.parts, layers), dtype=wide_dtype(bank.dtype))
+    layer_blocks = blocks(layers, config.block_layers)
     launch(
         _mix_bwd_kernel,
-        (rows * config.width_blocks,),
+        (rows * layer_blocks * config.parts,),
         like=bank,
         grad_update_ptr=grad_update,
         bank_ptr=bank,
@@ -135,12 +171,38 @@ def _mix_gradient(grad_update: Tensor, bank: Tensor) -> Tensor:
         width=width,
         ARITHMETIC=arithmetic_dtype(bank.dtype),
         LAYERS=layers,
-        WIDTH_BLOCKS=config.width_blocks,
+        LAYER_BLOCKS=layer_blocks,
+        PARTS=config.parts,
+        STEPS=config.steps,
         BLOCK_LAYERS=config.block_layers,
         BLOCK_WIDTH=config.block_width,
         num_warps=config.num_warps,
     )
     return partial
+
+
+def _weight_gradient(grad_logits: Tensor, vector: Tensor, dtype: torch.dtype) -> Tensor:
+    """`∂zᵀ v`, `(L, d)` in `dtype`."""
+    (rows, layers), width = grad_logits.shape, vector.shape[1]
+    grad_weight = vector.new_empty((layers, width), dtype=dtype)
+    config = weight_config(layers, width)
+    launch(
+        _weight_bwd_kernel,
+        (blocks(width, config.block_width), blocks(layers, config.block_layers)),
+        like=vector,
+        grad_logits_ptr=grad_logits,
+        vector_ptr=vector,
+        grad_weight_ptr=grad_weight,
+        rows=rows,
+        width=width,
+        ARITHMETIC=arithmetic_dtype(vector.dtype),
+        LAYERS=layers,
+        BLOCK_LAYERS=config.block_layers,
+        BLOCK_ROWS=config.block_rows,
+        BLOCK_WIDTH=config.block_width,
+        num_warps=config.num_warps,
+    )
+    return grad_weight
 
 
 def backward(
@@ -150,11 +212,15 @@ def backward(
     weight: Tensor,
     weights: Tensor,
     soft: Tensor,
+    vector: Tensor | None,
     temperature: float,
     want_bank: bool,
     want_embeds: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of the logits `(K, L)`, of the embeddings `(K, d)` and of the bank (empty where not wanted)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of logits `(K, L)`, embeddings `(K, d)`, bank and W (empty where not wanted).
+
+    That of W is wanted where the `vector` that the forward saved is given.
+    """
     layers, rows, width = bank.shape
     bank, weight = unit_stride(bank), unit_stride(weight)
     grad_logits = weights.new_empty(weights.shape)
@@ -198,7 +264,8 @@ def backward(
         BLOCK_WIDTH=config.block_width,
         num_warps=config.num_warps,
     )
-    return grad_logits, grad_embeds, grad_bank
+    grad_weight = weight.new_empty(0) if vector is None else _weight_gradient(grad_logits, vector, weight.dtype)
+    return grad_logits, grad_embeds, grad_bank, grad_weight
 
 
 def fake_backward(
@@ -208,76 +275,18 @@ def fake_backward(
     weight: Tensor,
     weights: Tensor,
     soft: Tensor,
+    vector: Tensor | None,
     temperature: float,
     want_bank: bool,
     want_embeds: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The results of `backward` without data."""
     return (
         weights.new_empty(weights.shape),
         bank.new_empty(bank.shape[1:] if want_embeds else (0,)),
         bank.new_empty(bank.shape if want_bank else (0,)),
+        weight.new_empty((0,) if vector is None else weight.shape),
     )
 
 
-def _through_folded(
-    grad_logits: Tensor, grad_update: Tensor | None, saved: dict[str, Tensor], want_bank_weight: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """The gradients of bank, embeddings, W and `bank_weight` in the folded form, by plain matmuls."""
-    bank, folded = saved["bank"].to(grad_logits.dtype), saved["bank_weight"].to(grad_logits.dtype)
-    layers = bank.shape[0]
-    grad_bank_weight = None
-    if folded.ndim == 2:
-        grad_bank = (grad_logits @ folded.T / layers).expand(bank.shape)
-        if want_bank_weight:
-            grad_bank_weight = bank.mean(0).T @ grad_logits
-    else:
-        grad_bank = einsum(grad_logits, folded, "k m, l d m -> l k d") / layers
-        if want_bank_weight:
-            grad_bank_weight = einsum(bank, grad_logits, "l k d, k m -> l d m") / layers
-    if grad_update is not None:
-        share = saved["weights"].T[:, :, None]
-        grad_bank = grad_bank + torch.where(share != 0, share * grad_update.to(share.dtype), 0.0)
-    grad_embeds = grad_logits @ saved["weight"].to(grad_logits.dtype)
-    grad_weight = grad_logits.T @ saved["embeds"].to(grad_logits.dtype)
-    return grad_bank, grad_embeds, grad_weight, grad_bank_weight
-
-
-def autograd(ctx: Any, grad_update: Tensor | None, grad_weights: Tensor | None) -> tuple[Any, ...]:
-    """The gradients of bank, embeds, weight, noise, temperature, hard and bank_weight."""
-    saved = dict(zip(ctx.names, ctx.saved_tensors))
-    bank, weight, weights = saved["bank"], saved["weight"], saved["weights"]
-    soft = saved["soft"] if ctx.hard else weights
-    want_bank, want_embeds, want_weight, want_noise, *_, want_bank_weight = ctx.needs_input_grad[:7]
-    folded = "bank_weight" in saved
-    grad_logits, grad_embeds, grad_bank = torch.ops.cc_kernels.decision_backward(
-        grad_update,
-        grad_weights,
-        bank,
-        weight,
-        weights,
-        soft,
-        ctx.temperature,
-        want_bank and not folded,
-        want_embeds and not folded,
-    )
-    grad_weight = grad_bank_weight = None
-    if folded:
-        grads = _through_folded(grad_logits, grad_update, saved, want_bank_weight)
-        grad_bank, grad_embeds, grad_weight = grads[0].to(bank.dtype), grads[1].to(bank.dtype), grads[2]
-        if grads[3] is not None:
-            grad_bank_weight = grads[3].to(saved["bank_weight"].dtype)
-    elif want_weight:
-        grad_weight = grad_logits.T @ saved["vector"]
-    return (
-        grad_bank if want_bank else None,
-        grad_embeds if want_embeds else None,
-        grad_weight.to(weight.dtype) if want_weight and grad_weight is not None else None,
-        grad_logits.to(ctx.noise_dtype) if want_noise else None,
-        None,
-        None,
-        grad_bank_weight,
-    )
-
-
-__all__ = ["autograd", "backward", "fake_backward"]
+__all__ = ["backward", "fake_backward"]

@@ -7,18 +7,42 @@ from dataclasses import dataclass
 from cc_kernels.launch import MEMORY_ACCESS_BYTES, blocks, power_of_two
 
 TILE = 4096  # elements of one (layers, columns) tile: 16 fp32 registers per thread at 256 threads
+TILE_BYTES = 32 * 1024  # of the bank that a program of a first launch has in flight
+MOST_ELEMENTS = 16384  # of such a tile: 64 fp32 registers per thread at 256 threads
 MOST_THREADS = 256
-MOST_PARTIALS = 64  # column blocks whose partial sums one program of the second launch adds up
-ENOUGH_PROGRAMS = 256  # about two for each of the 132 processors of an H200
+ENOUGH_PROGRAMS = 256  # about two for each of the 132 processors of an H100 or H200
+FEW_PROGRAMS = 128  # about one
 
 
 @dataclass(frozen=True)
 class BankConfig:
-    """The first launches, which read the bank: one program per row and block of columns."""
+    """The first launch forward: one program per group of rows and block of columns, over all layers."""
+
+    block_layers: int
+    block_rows: int
+    block_width: int
+    width_blocks: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class MixConfig:
+    """The first launch backward: one program per row, block of layers, and part of `steps` blocks of columns."""
 
     block_layers: int
     block_width: int
-    width_blocks: int
+    steps: int
+    parts: int
+    num_warps: int
+
+
+@dataclass(frozen=True)
+class WeightConfig:
+    """The last launch backward: one program per block of layers and columns of W, over all rows."""
+
+    block_layers: int
+    block_rows: int
+    block_width: int
     num_warps: int
 
 
@@ -34,28 +58,71 @@ class OutputConfig:
     num_warps: int
 
 
+def _most_elements(element_size: int) -> int:
+    return min(TILE_BYTES // element_size, MOST_ELEMENTS)
+
+
+def _warps(elements: int, element_size: int, warp_size: int) -> int:
+    """One 16-byte access per thread and tile at least, and at most 256 threads."""
+    accesses = elements * element_size // MEMORY_ACCESS_BYTES
+    return min(max(accesses // warp_size, 1), MOST_THREADS // warp_size)
+
+
 def bank_config(
     layers: int, rows: int, width: int, element_size: int, warp_size: int, per_layer: bool = False
 ) -> BankConfig:
-    """Columns in blocks of 64 to 256, as wide as leaves enough programs, and at most 64 blocks.
+    """Up to 16 rows, and columns in blocks of 32, wider where that leaves 128 blocks; then as many layers as fit.
 
-    A program keeps a tile of 4096 elements in flight, 8 KB in bf16; 4 programs per processor are more than the 25 KB
-    that Little's law asks of an H200. Wider blocks make fewer partial sums for the second launch. With 4 warps instead
-    of 8, one kernel spilled on sm_90 and the folded one took 254 registers. A folded matrix per layer (`per_layer`)
-    keeps a tile of sums beside the one it loads; with whole tiles it spilled on sm_80. Not yet measured on a GPU.
+    The rows of a group share what they read of W, which would otherwise come from L2 once for each row: as many bytes as
+    the bank itself. A block of 32 columns is 64 bytes of every row in bf16, two sectors of the memory. A folded matrix
+    per layer (`per_layer`) keeps a tile of sums beside the one that it loads, so that its tiles are smaller.
     """
-    block_width = 256
-    while block_width > 64 and rows * blocks(width, block_width) < ENOUGH_PROGRAMS:
-        block_width //= 2
-    block_width = max(block_width, power_of_two(blocks(width, MOST_PARTIALS)))
-    tile = TILE // 2 if per_layer else TILE
-    block_layers = min(power_of_two(layers), max(tile // block_width, 1))
-    accesses = block_layers * block_width * element_size // MEMORY_ACCESS_BYTES
+    block_width = 32
+    while blocks(width, 2 * block_width) >= FEW_PROGRAMS:
+        block_width *= 2
+    block_width = min(block_width, power_of_two(width))
+    elements = _most_elements(element_size) // (4 if per_layer else 1)
+    block_rows = min(power_of_two(rows), 4 if per_layer else 16)
+    block_layers = min(power_of_two(layers), max(elements // (block_rows * block_width), 1))
     return BankConfig(
         block_layers=block_layers,
+        block_rows=block_rows,
         block_width=block_width,
         width_blocks=blocks(width, block_width),
-        num_warps=min(max(accesses // warp_size, 1), MOST_THREADS // warp_size),
+        num_warps=_warps(block_layers * block_rows * block_width, element_size, warp_size),
+    )
+
+
+def mix_config(layers: int, rows: int, width: int, element_size: int, warp_size: int) -> MixConfig:
+    """32 layers by 512 columns in 16 bits, narrower while there would be fewer than 128 programs, down to 64.
+
+    Wide, and several blocks in turn where programs remain enough: each part is read again by every program of the second
+    launch that works on its row.
+    """
+    block_layers = min(power_of_two(layers), 32)
+    layer_blocks = blocks(layers, block_layers)
+    block_width = min(_most_elements(element_size) // block_layers, power_of_two(width))
+    while block_width > 64 and rows * layer_blocks * blocks(width, block_width) < FEW_PROGRAMS:
+        block_width //= 2
+    steps = 1
+    while rows * layer_blocks * blocks(width, 2 * steps * block_width) >= ENOUGH_PROGRAMS:
+        steps *= 2
+    return MixConfig(
+        block_layers=block_layers,
+        block_width=block_width,
+        steps=steps,
+        parts=blocks(width, steps * block_width),
+        num_warps=_warps(block_layers * block_width, element_size, warp_size),
+    )
+
+
+def weight_config(layers: int, width: int) -> WeightConfig:
+    """32 by 32 of W, 16 rows at a time: what a small product keeps in registers without tensor cores, whose fp32 is not."""
+    return WeightConfig(
+        block_layers=min(power_of_two(layers), 32),
+        block_rows=16,
+        block_width=min(power_of_two(width), 32),
+        num_warps=4,
     )
 
 

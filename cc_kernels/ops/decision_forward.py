@@ -3,8 +3,9 @@
 One program per row would read the whole bank of that row alone, 0.25 MB at L=32, d=4096 in bf16. So the work is split
 over d as well, in two launches without atomics:
 
-1. `_partial_logits_fwd_kernel`, for each (row, block of columns): reads the bank once, keeps
-   `v = mean_l V[l,k] + e[k]` in registers, and writes the part of `W v` that these columns contribute.
+1. `_partial_logits_fwd_kernel`, for each (group of rows, block of columns): reads the bank once, keeps
+   `v = mean_l V[l,k] + e[k]` in registers, and writes the part of `W v` that these columns contribute. A group of rows
+   shares what it reads of W.
 2. `_choose_fwd_kernel`, for each (row, block of columns): adds up the parts in a fixed order, decides, and writes its
    columns of the update. The decision is repeated by each program of a row, which costs a few KB from L2.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cc_kernels.launch import arithmetic_dtype, jit, launch, tl, unit_stride, warp_size
+from cc_kernels.launch import arithmetic_dtype, blocks, jit, launch, tl, unit_stride, warp_size
 from cc_kernels.ops.decision_config import bank_config, output_config
 from cc_kernels.ops.decision_parts import mean_over_layers, sum_parts
 from cc_kernels.reference import wide_dtype
@@ -36,52 +37,56 @@ def _partial_logits_fwd_kernel(
     folded_layer_stride,
     folded_column_stride,
     folded_logit_stride,
+    rows,
     width,
     ARITHMETIC: tl.constexpr,
     FOLD: tl.constexpr,  # 0: W v. 1: mean_l V[l] F + W e, F (d, L). 2: mean_l (V[l] F[l]) + W e, F (L, d, L)
     LAYERS: tl.constexpr,
     WIDTH_BLOCKS: tl.constexpr,
     BLOCK_LAYERS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
 ):
     program = tl.program_id(0).to(tl.int64)
-    k = program // WIDTH_BLOCKS
-    columns = (program % WIDTH_BLOCKS) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)  # [BD]
-    inside = columns < width
-    bank_row = bank_ptr + k * bank_row_stride
-    embeds = tl.load(embeds_ptr + k * embeds_stride + columns, mask=inside, other=0.0).to(ARITHMETIC)
+    block = program % WIDTH_BLOCKS
+    k = (program // WIDTH_BLOCKS) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)  # [BK]
+    columns = block * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)  # [BD]
+    here, inside = k < rows, columns < width
+    real = here[:, None] & inside[None, :]
+    # W's first tile depends on nothing: asked for before the bank, it arrives while the bank is being read.
+    logits = tl.arange(0, BLOCK_LAYERS).to(tl.int64)  # [BL]
+    mask = (logits < LAYERS)[:, None] & inside[None, :]
+    weight = tl.load(weight_ptr + logits[:, None] * weight_stride + columns[None, :], mask=mask, other=0.0)
+    embeds = tl.load(embeds_ptr + k[:, None] * embeds_stride + columns[None, :], mask=real, other=0.0).to(ARITHMETIC)
 
+    bank_at = bank_ptr + k[:, None] * bank_row_stride + columns[None, :]  # [BK, BD]
     if FOLD != 2:
-        bank_at = bank_row + columns
-        mean = mean_over_layers(bank_at, inside, bank_layer_stride, ARITHMETIC, LAYERS, BLOCK_LAYERS, BLOCK_WIDTH)
+        mean = mean_over_layers(bank_at, real, bank_layer_stride, ARITHMETIC, LAYERS, BLOCK_LAYERS)
         if FOLD == 0:
-            mean += embeds
-            tl.store(vector_ptr + k * width + columns, mean, mask=inside)
+            embeds += mean
+            tl.store(vector_ptr + k[:, None] * width + columns[None, :], embeds, mask=real)
 
     for first in range(0, LAYERS, BLOCK_LAYERS):
-        logits = first + tl.arange(0, BLOCK_LAYERS).to(tl.int64)  # [BL]
-        mask = (logits < LAYERS)[:, None] & inside[None, :]
-        weight = tl.load(weight_ptr + logits[:, None] * weight_stride + columns[None, :], mask=mask, other=0.0)
-        weight = weight.to(ARITHMETIC)  # [BL, BD]
-        if FOLD == 0:
-            parts = tl.sum(weight * mean[None, :], axis=1)
-        else:
-            parts = tl.sum(weight * embeds[None, :], axis=1)
-            # F is (d, L), or that per layer: its tile is [BD, BL], read along L
+        logits = first + tl.arange(0, BLOCK_LAYERS).to(tl.int64)
+        if first > 0:
+            mask = (logits < LAYERS)[:, None] & inside[None, :]
+            weight = tl.load(weight_ptr + logits[:, None] * weight_stride + columns[None, :], mask=mask, other=0.0)
+        products = weight.to(ARITHMETIC)[:, None, :] * embeds[None, :, :]  # [BL, BK, BD]
+        if FOLD != 0:  # F is (d, L), or that per layer: its tile is [BD, BL], read along L
             folded_at = folded_ptr + columns[:, None] * folded_column_stride + logits[None, :] * folded_logit_stride
-            mask = inside[:, None] & (logits < LAYERS)[None, :]
-            if FOLD == 1:
-                products = tl.load(folded_at, mask=mask, other=0.0).to(ARITHMETIC) * mean[:, None]
-            else:
-                products = tl.zeros((BLOCK_WIDTH, BLOCK_LAYERS), ARITHMETIC)
-                layer = tl.zeros((), tl.int64)
-                for _ in range(LAYERS):
-                    row = tl.load(bank_row + layer * bank_layer_stride + columns, mask=inside, other=0.0)
-                    tile = tl.load(folded_at + layer * folded_layer_stride, mask=mask, other=0.0)
-                    products += tile.to(ARITHMETIC) * (row.to(ARITHMETIC) / LAYERS)[:, None]
-                    layer += 1
-            parts += tl.sum(products, axis=0)
-        tl.store(partial_ptr + program * LAYERS + logits, parts, mask=logits < LAYERS)
+            folded_mask = inside[:, None] & (logits < LAYERS)[None, :]
+        if FOLD == 1:
+            tile = tl.trans(tl.load(folded_at, mask=folded_mask, other=0.0).to(ARITHMETIC))
+            products += tile[:, None, :] * mean[None, :, :]
+        if FOLD == 2:
+            layer = tl.zeros((), tl.int64)
+            for _ in range(LAYERS):
+                row = tl.load(bank_at + layer * bank_layer_stride, mask=real, other=0.0).to(ARITHMETIC) / LAYERS
+                tile = tl.load(folded_at + layer * folded_layer_stride, mask=folded_mask, other=0.0)
+                products += tl.trans(tile.to(ARITHMETIC))[:, None, :] * row[None, :, :]
+                layer += 1
+        partial_at = partial_ptr + (k[None, :] * WIDTH_BLOCKS + block) * LAYERS + logits[:, None]
+        tl.store(partial_at, tl.sum(products, axis=2), mask=(logits < LAYERS)[:, None] & here[None, :])
 
 
 @jit()
@@ -159,7 +164,7 @@ def _partial_logits(bank: Tensor, embeds: Tensor, weight: Tensor, bank_weight: T
         folded_strides = (0, *bank_weight.stride())[-3:]
     launch(
         _partial_logits_fwd_kernel,
-        (rows * config.width_blocks,),
+        (blocks(rows, config.block_rows) * config.width_blocks,),
         like=bank,
         bank_ptr=bank,
         embeds_ptr=embeds,
@@ -174,12 +179,14 @@ def _partial_logits(bank: Tensor, embeds: Tensor, weight: Tensor, bank_weight: T
         folded_layer_stride=folded_strides[0],
         folded_column_stride=folded_strides[1],
         folded_logit_stride=folded_strides[2],
+        rows=rows,
         width=width,
         ARITHMETIC=arithmetic_dtype(bank.dtype),
         FOLD=fold,
         LAYERS=layers,
         WIDTH_BLOCKS=config.width_blocks,
         BLOCK_LAYERS=config.block_layers,
+        BLOCK_ROWS=config.block_rows,
         BLOCK_WIDTH=config.block_width,
         num_warps=config.num_warps,
     )

@@ -7,22 +7,22 @@ from cc_kernels.launch import jit, tl
 
 @jit()
 def mean_over_layers(
-    bank_at,  # [BD], the columns in layer 0
-    inside,  # [BD], which of them exist
+    bank_at,  # [BK, BD], rows and columns in layer 0
+    real,  # [BK, BD], which of them exist
     bank_layer_stride,
     ARITHMETIC: tl.constexpr,
     LAYERS: tl.constexpr,
     BLOCK_LAYERS: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr,
 ):
-    """`mean_l V[l]` [BD]."""
-    total = tl.zeros((BLOCK_WIDTH,), ARITHMETIC)
-    for first in range(0, LAYERS, BLOCK_LAYERS):
-        layers = first + tl.arange(0, BLOCK_LAYERS).to(tl.int64)  # [BL]
-        mask = (layers < LAYERS)[:, None] & inside[None, :]
-        tile = tl.load(bank_at[None, :] + layers[:, None] * bank_layer_stride, mask=mask, other=0.0)
-        total += tl.sum(tile.to(ARITHMETIC), axis=0)
-    return total / LAYERS
+    """`mean_l V[l]` [BK, BD]. Tiles are added element by element, so that only the last sum crosses threads."""
+    layers = tl.arange(0, BLOCK_LAYERS).to(tl.int64)[:, None, None]  # [BL, 1, 1]
+    mask = (layers < LAYERS) & real[None, :, :]
+    total = tl.load(bank_at[None, :, :] + layers * bank_layer_stride, mask=mask, other=0.0).to(ARITHMETIC)
+    for first in range(BLOCK_LAYERS, LAYERS, BLOCK_LAYERS):
+        layers = first + tl.arange(0, BLOCK_LAYERS).to(tl.int64)[:, None, None]
+        mask = (layers < LAYERS) & real[None, :, :]
+        total += tl.load(bank_at[None, :, :] + layers * bank_layer_stride, mask=mask, other=0.0).to(ARITHMETIC)
+    return tl.sum(total, axis=0) / LAYERS
 
 
 @jit()

@@ -194,7 +194,8 @@ def test_opcheck(hard):
     op = torch.ops.cc_kernels.decision.default
     torch.library.opcheck(op, (bank, embeds, weight, noise, 1.0, hard, None, True))
     torch.library.opcheck(op, (bank, embeds, weight, None, 1.0, hard, folded(4, 20, False), True))
-    detached = [x.detach() for x in (randn(2, 20), randn(2, 4), bank, weight, noise.softmax(-1), noise.softmax(-1))]
+    soft = noise.softmax(-1)
+    detached = [x.detach() for x in (randn(2, 20), randn(2, 4), bank, weight, soft, soft, randn(2, 20))]
     torch.library.opcheck(torch.ops.cc_kernels.decision_backward.default, (*detached, 1.0, True, True))
 
 
@@ -206,8 +207,8 @@ def test_numbers_of_launches():
     with record_launches(warp_size=32) as forward:
         decision_forward.forward(bank, embeds, weight, noise, 1.0, True, None, True)
     with record_launches(warp_size=32) as backward:
-        decision_backward.backward(embeds, None, bank, weight, noise, noise, 1.0, True, True)
-    assert (len(forward), len(backward)) == (2, 2)
+        decision_backward.backward(embeds, None, bank, weight, noise, noise, embeds, 1.0, True, True)
+    assert (len(forward), len(backward)) == (2, 3)
 
 
 def test_forward_is_deterministic():

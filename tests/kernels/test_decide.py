@@ -6,7 +6,15 @@ from kernel_harness import BACKEND, DTYPES, check_compiled, check_op, layouts, n
 from cc_kernels import connect, decide, reference, use_backend
 from cc_kernels.aot.shapes import LARGEST, MODELS
 from cc_kernels.launch import power_of_two, record_launches
-from cc_kernels.ops.decision_config import MOST_PARTIALS, TILE, bank_config, output_config
+from cc_kernels.ops.decision_config import (
+    MOST_ELEMENTS,
+    TILE,
+    TILE_BYTES,
+    bank_config,
+    mix_config,
+    output_config,
+    weight_config,
+)
 
 HARD = pytest.mark.parametrize("hard", [True, False], ids=["hard", "soft"])
 
@@ -92,7 +100,7 @@ def test_numbers_of_launches():
     with record_launches(warp_size=32) as forward:
         decision_forward.forward(bank, embeds, weight, noise, 1.0, True, None, False)
     with record_launches(warp_size=32) as backward:
-        decision_backward.backward(None, noise, bank, weight, noise, noise, 1.0, True, True)
+        decision_backward.backward(None, noise, bank, weight, noise, noise, None, 1.0, True, True)
     assert (len(forward), len(backward)) == (2, 1)
 
 
@@ -104,15 +112,22 @@ def test_configuration(model, rows, element_size, warp_size):
     layers, width = model.layers, model.hidden
     bank = bank_config(layers, rows, width, element_size, warp_size)
     assert bank.width_blocks * bank.block_width >= width
-    assert bank.width_blocks <= MOST_PARTIALS
-    assert bank.block_layers * bank.block_width <= TILE
-    for select in (True, False):
-        output = output_config(layers, rows, width, bank.width_blocks, select, warp_size)
-        assert output.width_blocks * output.block_width * output.steps >= width
-        assert layers <= output.block_layers < 2 * layers
-        assert output.block_layers * output.block_partials <= TILE
-    for config in (bank, output):
-        assert all(value == power_of_two(value) for name, value in vars(config).items() if name != "width_blocks")
+    assert bank.width_blocks < 256
+    tile = bank.block_layers * bank.block_rows * bank.block_width
+    assert tile <= MOST_ELEMENTS
+    assert tile * element_size <= TILE_BYTES
+    mix = mix_config(layers, rows, width, element_size, warp_size)
+    assert mix.parts * mix.steps * mix.block_width >= width
+    assert mix.block_layers * mix.block_width * element_size <= TILE_BYTES
+    for parts in (bank.width_blocks, mix.parts):
+        for select in (True, False):
+            output = output_config(layers, rows, width, parts, select, warp_size)
+            assert output.width_blocks * output.block_width * output.steps >= width
+            assert layers <= output.block_layers < 2 * layers
+            assert output.block_layers * output.block_partials <= TILE
+    counts = {"width_blocks", "parts"}
+    for config in (bank, mix, output, weight_config(layers, width)):
+        assert all(value == power_of_two(value) for name, value in vars(config).items() if name not in counts)
         assert 32 <= config.num_warps * warp_size <= 256
 
 
