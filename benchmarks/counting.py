@@ -77,16 +77,25 @@ def count_launches(call: Callable[[], Any], device: torch.device, trace: str | N
         profiler.export_chrome_trace(trace)
     if not on_gpu:
         return {}
-    events = [event for event in profiler.events() or [] if event.device_type == torch.autograd.DeviceType.CUDA]
+    events = [
+        event
+        for event in profiler.events() or []
+        if event.device_type == torch.autograd.DeviceType.CUDA and not _is_annotation(event)
+    ]
     copies = sum(event.name.startswith(("Memcpy", "Memset")) for event in events)
     calls = Counter({average.key: average.count for average in profiler.key_averages()})
     return {
         "kernels": len(events) - copies,
         "copies": copies,
-        "device_ms": sum(event.device_time for event in events) / 1e3,
+        "device_ms": sum(event.time_range.elapsed_us() for event in events) / 1e3,
         "graph_launches": calls["cudaGraphLaunch"],
         "waits": max(sum(calls[name] for name in _WAITS) - 1, 0),
     }
+
+
+def _is_annotation(event: Any) -> bool:
+    """A span that a library named, such as the optimizer's step, drawn over the kernels in it."""
+    return getattr(event, "is_user_annotation", False) or event.name.startswith(("Optimizer.", "## ", "Torch-Compiled"))
 
 
 def count_waits(call: Callable[[], Any], device: torch.device) -> int:
