@@ -1,0 +1,45 @@
+"""Ways to run CC-Tuning that ours is measured against. Each one is tested to compute the same thing."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from benchmarks.baselines.base import Batch, Mode, TwoForwards, Vanilla, random_batch
+from benchmarks.baselines.compiled import CompiledHooks, CompiledOurs, CompiledVanilla
+from benchmarks.baselines.hooks import Hooks
+from benchmarks.baselines.ours import Ours
+from benchmarks.baselines.published import Published
+from benchmarks.models import twin
+
+MODES: tuple[type[Mode], ...] = (
+    Vanilla,
+    TwoForwards,
+    Published,
+    Hooks,
+    Ours,
+    CompiledVanilla,
+    CompiledHooks,
+    CompiledOurs,
+)
+
+
+def make_modes(wanted: list[type[Mode]], model: nn.Module, pivot_grad: bool = False, seed: int = 0) -> list[Mode]:
+    """The wanted modes on twins of `model`: one set of weights, one Decision Maker and one matrix for all.
+
+    Example:
+        >>> from benchmarks.models import build
+        >>> model = build("tiny", torch.device("cpu"), torch.float32, layers=2)
+        >>> [mode.name for mode in make_modes([Vanilla, Ours], model)]
+        ['vanilla', 'ours']
+    """
+    config, like = model.config, model.get_input_embeddings().weight
+    generator = torch.Generator(like.device).manual_seed(seed)
+    width = config.hidden_size
+    options = {"generator": generator, "device": like.device, "dtype": like.dtype}
+    maker = nn.Parameter(torch.randn(config.num_hidden_layers, width, **options) * width**-0.5)
+    matrix = torch.randn(width, width, **options) * width**-0.5
+    return [kind(twin(model), maker, matrix, pivot_grad) for kind in wanted]
+
+
+__all__ = ["MODES", "Batch", "Mode", "make_modes", "random_batch"]

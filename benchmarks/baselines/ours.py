@@ -1,0 +1,42 @@
+"""This library: `patch_model`, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.baselines.base import Batch, Mode
+from cc_model import CCConfig, patch_model
+
+
+class Ours(Mode):
+    """A patched model, whose forward and `generate` connect."""
+
+    name = "ours"
+
+    def __init__(self, model: Any, maker: nn.Parameter, matrix: Tensor, pivot_grad: bool = False) -> None:
+        super().__init__(model, maker, matrix, pivot_grad)
+        patch_model(model, CCConfig(pivot_grad=pivot_grad))
+        model.cc.decision_maker.weight = maker
+        model.cc.transform_matrix = matrix
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The patched model's own loss."""
+        self.model.train()
+        return self.model(
+            input_ids=batch.input_ids,
+            labels=batch.labels,
+            pivot_input_ids=batch.pivot_input_ids,
+            gumbel_noise=batch.noise,
+            use_cache=False,
+        ).loss
+
+    @torch.no_grad()
+    def generate(self, ids: Tensor, new_tokens: int, noise: Tensor | None = None, **options: Any) -> Any:
+        """The patched model's own `generate`."""
+        self.model.eval()
+        if noise is not None:
+            options["gumbel_noise"] = noise
+        return self.stock_generate(ids, new_tokens, **options)

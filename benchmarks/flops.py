@@ -1,0 +1,47 @@
+"""What the FLOP count predicts: matrix products of a decoder, and the ratio of a connected step to a plain one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def body_flops(config: Any, rows: int, tokens: int) -> int:
+    """Floating-point operations of one forward of the decoder body over `(rows, tokens)`.
+
+    Two for each weight of each projection and token, and four for each query, earlier or equal key, and channel of the
+    attention heads, which is what a causal attention kernel has to do.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> config = SimpleNamespace(hidden_size=4, intermediate_size=8, num_attention_heads=2, num_key_value_heads=1,
+        ...                          head_dim=2, num_hidden_layers=1)
+        >>> body_flops(config, rows=1, tokens=1)  # 2 * (16 + 8 + 8 + 16 + 96) + 4 * 4
+        304
+    """
+    width, inner = config.hidden_size, config.intermediate_size
+    head = getattr(config, "head_dim", None) or width // config.num_attention_heads
+    queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
+    weights = 2 * width * queries + 2 * width * keys + 3 * width * inner
+    attention = 4 * queries * tokens * (tokens + 1) // 2
+    return config.num_hidden_layers * rows * (2 * weights * tokens + attention)
+
+
+def head_flops(config: Any, rows: int, tokens: int) -> int:
+    """Floating-point operations of the language-model head over `(rows, tokens)`."""
+    return 2 * rows * tokens * config.hidden_size * config.vocab_size
+
+
+def training_ratio(config: Any, rows: int, tokens: int, pivot_tokens: int, pivot_grad: bool = False) -> float:
+    """Forward and backward with the connection ÷ without; a backward counts as two forwards."""
+    plain = 3 * (body_flops(config, rows, tokens) + head_flops(config, rows, tokens))
+    pivot = (3 if pivot_grad else 1) * body_flops(config, rows, pivot_tokens)
+    return (plain + pivot) / plain
+
+
+def prefill_ratio(config: Any, rows: int, tokens: int, prefills: int = 1) -> float:
+    """Time to the first token with the connection ÷ without: one more token, or one more prefill of the body."""
+    plain = body_flops(config, rows, tokens) + head_flops(config, rows, 1)
+    again = body_flops(config, rows, tokens) * (prefills - 1)
+    if prefills == 1:
+        again = body_flops(config, rows, tokens + 1) - body_flops(config, rows, tokens)
+    return (plain + again) / plain

@@ -1,0 +1,232 @@
+"""`python -m benchmarks.profile_fusion --model tiny --mode all`: training and inference of every way to connect.
+
+Runs are interleaved (A B C A B C …), each mode is first compared with the hooks' result, and the record is saved after
+each section. `--section` names: train, infer, curve (time to the first token against prompt length), static (infer
+with a static cache, whose decode steps transformers compiles on a GPU).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.baselines import MODES, Batch, Mode, make_modes, random_batch
+from benchmarks.models import NAMES, build
+from benchmarks.profile_inference import first_token_curve, profile_generation
+from benchmarks.profile_training import OPTIMIZERS, profile_training
+from benchmarks.record import facts, save
+from benchmarks.tables import show
+
+SECTIONS = ("train", "infer", "curve", "static")
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+MODE_GROUPS = {
+    "all": [kind.name for kind in MODES],
+    "eager": [kind.name for kind in MODES if not kind.compiles],
+    "compiled": [kind.name for kind in MODES if kind.compiles],
+}
+
+
+def say(message: str) -> None:
+    """Progress, at once."""
+    print(message, flush=True)
+
+
+def chosen_modes(text: str) -> list[type[Mode]]:
+    """The classes of a comma-separated list of names and groups; vanilla is always among them.
+
+    Raises:
+        ValueError: an unknown name.
+
+    Example:
+        >>> [kind.name for kind in chosen_modes("ours,hooks")]
+        ['vanilla', 'hooks', 'ours']
+    """
+    names = {"vanilla"}
+    for name in text.split(","):
+        if name not in MODE_GROUPS and name not in MODE_GROUPS["all"]:
+            raise ValueError(f"mode: expected names of {[*MODE_GROUPS, *MODE_GROUPS['all']]}, got {name!r}")
+        names |= set(MODE_GROUPS.get(name, [name]))
+    return [kind for kind in MODES if kind.name in names]
+
+
+def _lengths(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.profile_fusion", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    on_gpu = torch.cuda.is_available()
+    made.add_argument("--model", default="tiny", help=f"{', '.join(NAMES)} (random weights), or a folder; tiny")
+    made.add_argument("--mode", default="eager", help="names or groups, comma-separated: all, eager, compiled; eager")
+    made.add_argument("--section", default="train,infer,curve", help=f"of {', '.join(SECTIONS)}; train,infer,curve")
+    made.add_argument("--batch", type=int, default=4, help="rows of a training step; %(default)s")
+    made.add_argument("--prompt", type=int, default=512, help="tokens of a prompt; %(default)s")
+    made.add_argument("--answer", type=int, default=128, help="tokens of an answer; %(default)s")
+    made.add_argument("--pivot", type=int, default=512, help="tokens of an English prompt; %(default)s")
+    made.add_argument("--infer-batch", type=int, default=1, help="prompts generated for at once; %(default)s")
+    made.add_argument("--new-tokens", type=int, default=17, help="generated for each prompt; %(default)s")
+    made.add_argument("--lengths", type=_lengths, default=[64, 128, 256, 512, 1024, 2048], help="of the curve")
+    made.add_argument("--layers", type=int, help="fewer decoder layers than the model has")
+    made.add_argument("--dtype", choices=DTYPES, default="bf16" if on_gpu else "fp32", help="%(default)s")
+    made.add_argument("--device", default="cuda" if on_gpu else "cpu", help="%(default)s")
+    made.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="%(default)s")
+    made.add_argument("--pivot-grad", action="store_true", help="let gradients flow through the English pass")
+    made.add_argument("--rounds", type=int, default=10, help="at most; %(default)s")
+    made.add_argument("--seconds", type=float, default=float("inf"), help="about how long all of it may take")
+    made.add_argument("--seed", type=int, default=0, help="of weights and tokens; %(default)s")
+    made.add_argument("--trace", type=Path, metavar="DIR", help="write a Chrome/Perfetto trace per mode")
+    made.add_argument("--out", type=Path, metavar="FILE", help="the record, as JSON")
+    made.add_argument("--plots", type=Path, metavar="DIR", help="write PNG plots")
+    return made
+
+
+class Profile:
+    """The model, the modes and what has been measured so far."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.device = torch.device(arguments.device)
+        self.started = time.monotonic()
+        self.record: dict[str, Any] = {
+            "kind": "profile_fusion",
+            "facts": facts(self.device),
+            "arguments": {name: _plain(value) for name, value in vars(arguments).items() if value is not None},
+        }
+        say(f"{self.record['facts']['device']}; building {arguments.model}")
+        self.model: Any = build(arguments.model, self.device, DTYPES[arguments.dtype], arguments.layers, arguments.seed)
+        self.kinds = chosen_modes(arguments.mode)
+        self.record["parameters"] = sum(parameter.numel() for parameter in self.model.parameters())
+
+    def modes(self, *names: str) -> list[Mode]:
+        """The chosen modes, or those of them that are named."""
+        kinds = [kind for kind in self.kinds if not names or kind.name in names]
+        return make_modes(kinds, self.model, self.arguments.pivot_grad, self.arguments.seed)
+
+    def batch(self, rows: int, prompt: int) -> Batch:
+        """Random rows."""
+        given, config = self.arguments, self.model.config
+        return random_batch(
+            rows,
+            prompt,
+            given.answer,
+            given.pivot,
+            config.vocab_size,
+            config.num_hidden_layers,
+            self.device,
+            given.seed,
+        )
+
+    def deadline(self, sections_left: int) -> float:
+        """When the next section should end, were the time that is left divided equally."""
+        left = self.arguments.seconds - (time.monotonic() - self.started)
+        return time.monotonic() + left / sections_left
+
+    def train(self, deadline: float, trace: str | None) -> dict[str, Any]:
+        """Training steps."""
+        given = self.arguments
+        batch = self.batch(given.batch, given.prompt)
+        return profile_training(
+            self.modes(), batch, self.device, given.optimizer, given.rounds, deadline, trace, progress=say
+        )
+
+    def infer(self, deadline: float, trace: str | None, **options: Any) -> dict[str, Any]:
+        """Generation."""
+        given = self.arguments
+        batch = self.batch(given.infer_batch, given.prompt)
+        names = ("vanilla", "ours") if options else ("vanilla", "published", "hooks", "ours")
+        return profile_generation(
+            self.modes(*names),
+            batch.prompt,
+            batch.noise,
+            self.device,
+            given.new_tokens,
+            given.rounds,
+            deadline,
+            trace,
+            progress=say,
+            **options,
+        )
+
+    def curve(self, deadline: float, trace: str | None) -> list[dict[str, Any]]:
+        """Time to the first token against prompt length."""
+        given = self.arguments
+        noise = self.batch(given.infer_batch, 2).noise
+        return first_token_curve(
+            self.modes("vanilla", "published", "hooks", "ours"),
+            lambda length: self.batch(given.infer_batch, length).prompt,
+            given.lengths,
+            noise,
+            self.device,
+            max(given.rounds // 2, 3),
+            deadline,
+            progress=say,
+        )
+
+    def run(self) -> int:
+        """All sections; how many failed."""
+        static = partial(self.infer, cache_implementation="static")
+        work: dict[str, Callable[..., Any]] = {
+            "train": self.train,
+            "infer": self.infer,
+            "curve": self.curve,
+            "static": static,
+        }
+        sections = self.arguments.section.split(",")
+        trace = None if self.arguments.trace is None else str(self.arguments.trace)
+        if trace is not None:
+            self.arguments.trace.mkdir(parents=True, exist_ok=True)
+        failed = 0
+        for number, name in enumerate(sections):
+            say(f"[{time.monotonic() - self.started:5.0f} s] {name}")
+            try:
+                self.record[name] = work[name](self.deadline(len(sections) - number), trace)
+            except Exception as error:  # recorded, so that the other sections still run
+                traceback.print_exc()
+                self.record[name] = {"error": f"{type(error).__name__}: {error}"[:1000]}
+                failed += 1
+            if self.arguments.out is not None:
+                save(self.arguments.out, self.record)
+        self.record["seconds"] = time.monotonic() - self.started
+        return failed
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Profile, save, show and plot; 1 when a section failed."""
+    command = parser()
+    arguments = command.parse_args(argv)
+    unknown = set(arguments.section.split(",")) - set(SECTIONS)
+    if unknown:
+        command.error(f"--section: expected names of {', '.join(SECTIONS)}, got {', '.join(sorted(unknown))}")
+    try:
+        chosen_modes(arguments.mode)
+        profile = Profile(arguments)
+    except ValueError as error:
+        command.error(str(error))
+    failed = profile.run()
+    if arguments.out is not None:
+        save(arguments.out, profile.record)
+    show(profile.record)
+    if arguments.plots is not None:
+        from benchmarks.plots import plot_profile
+
+        say(f"plots: {', '.join(map(str, plot_profile(profile.record, arguments.plots)))}")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

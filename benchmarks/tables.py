@@ -1,0 +1,192 @@
+"""Records as tables: rows of text from each record, shown by rich and written as Markdown by the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+Rows = list[list[str]]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A title, a header and rows of text."""
+
+    title: str
+    header: list[str]
+    rows: Rows
+
+    def markdown(self) -> str:
+        """As a Markdown table below its title.
+
+        Example:
+            >>> print(Table("Times", ["mode", "ms"], [["ours", "1.0"]]).markdown())
+            **Times**
+            <BLANKLINE>
+            | mode | ms |
+            | --- | --- |
+            | ours | 1.0 |
+        """
+        lines = [" | ".join(self.header), " | ".join("---" for _ in self.header), *map(" | ".join, self.rows)]
+        return f"**{self.title}**\n\n" + "\n".join(f"| {line} |" for line in lines)
+
+
+def milliseconds(value: dict[str, Any]) -> str:
+    """Median and quartiles of seconds, in milliseconds.
+
+    Example:
+        >>> milliseconds({"median": 0.002, "low": 0.001, "high": 0.003})
+        '2.00 (1.00–3.00)'
+    """
+    return "{:.2f} ({:.2f}–{:.2f})".format(*(1e3 * value[name] for name in ("median", "low", "high")))
+
+
+def ratio(value: dict[str, Any]) -> str:
+    """Median and quartiles."""
+    return "{:.3f} ({:.3f}–{:.3f})".format(*(value[name] for name in ("median", "low", "high")))
+
+
+def _mebibytes(value: int) -> str:
+    return f"{value / 2**20:,.1f}"
+
+
+def _launches(mode: dict[str, Any], ops: str) -> list[str]:
+    """Kernels and waits on a GPU; non-view ops and synchronising ops without."""
+    if "kernels" in mode:
+        return [str(mode["kernels"]), str(mode["reported_waits"])]
+    counts = mode.get(ops)
+    return [str(counts["ops"]), str(counts["synchronising_ops"])] if counts else ["–", "–"]
+
+
+def training_table(record: dict[str, Any], title: str) -> Table:
+    """One row per mode."""
+    section = record["train"]
+    on_gpu = any("kernels" in mode for mode in section["modes"].values())
+    counted = ["kernels", "waits"] if on_gpu else ["forward ops", "syncs"]
+    header = ["mode", "step ms", "forward", "backward", "optimizer", "÷ vanilla", "tokens/s", "peak MiB", *counted]
+    rows = []
+    for name, mode in section["modes"].items():
+        if "refused" in mode:
+            rows.append([name, *["refused"] * (len(header) - 1)])
+            continue
+        phases = [f"{1e3 * of['median']:.2f}" for of in mode["phases"].values()]
+        rows.append(
+            [
+                name,
+                milliseconds(mode["seconds"]),
+                *phases,
+                ratio(mode["ratio"]),
+                f"{mode['tokens_per_second']:,.0f}",
+                _mebibytes(mode["peak_bytes"]),
+                *_launches(mode, "forward_ops"),
+            ]
+        )
+    what = f"{section['rows']} × {section['tokens']} tokens, pivot {section['pivot']}, {section['optimizer']}"
+    predicted = (
+        f"FLOPs predict {section['predicted']:.3f} (forward and backward {section['predicted_forward_backward']:.3f})"
+    )
+    return Table(f"{title}: training step, {what}; {predicted}", header, rows)
+
+
+def inference_table(section: dict[str, Any], title: str) -> Table:
+    """One row per mode."""
+    on_gpu = any("kernels" in mode for mode in section["modes"].values())
+    counted = ["kernels", "waits"] if on_gpu else ["ops", "syncs"]
+    header = [
+        "mode",
+        "first token ms",
+        "÷ vanilla",
+        "added, decode steps",
+        "decode ms",
+        "tokens/s",
+        "peak MiB",
+        *counted,
+    ]
+    rows = []
+    for name, mode in section["modes"].items():
+        if "refused" in mode:
+            rows.append([name, *["refused"] * (len(header) - 1)])
+            continue
+        rows.append(
+            [
+                name,
+                milliseconds(mode["first_token"]),
+                ratio(mode["ratio"]),
+                f"{mode['added_steps']['median']:.2f}",
+                milliseconds(mode["decode_step"]),
+                f"{mode['tokens_per_second']:,.1f}",
+                _mebibytes(mode["peak_bytes"]) if "peak_bytes" in mode else "–",
+                *_launches(mode, "ops"),
+            ]
+        )
+    cache = section["options"].get("cache_implementation", "dynamic")
+    predicted = ", ".join(f"{name} {value:.3f}" for name, value in section["predicted"].items())
+    what = f"{section['rows']} × {section['tokens']} tokens, {cache} cache"
+    return Table(f"{title}: inference, {what}; FLOPs predict {predicted}", header, rows)
+
+
+def curve_table(curve: list[dict[str, Any]], title: str) -> Table:
+    """Time to the first token ÷ vanilla: one row per prompt length, one column per mode."""
+    names = list(dict.fromkeys(name for point in curve for name in point["modes"] if name != "vanilla"))
+    rows = []
+    for point in curve:
+        modes = point["modes"]
+        cells = [ratio(modes[name]["ratio"]) if "ratio" in modes.get(name, {}) else "–" for name in names]
+        rows.append([str(point["tokens"]), milliseconds(modes["vanilla"]["first_token"]), *cells])
+    header = ["prompt tokens", "vanilla ms", *(f"{name} ÷ vanilla" for name in names)]
+    return Table(f"{title}: time to first token", header, rows)
+
+
+def profile_title(record: dict[str, Any]) -> str:
+    """Model, dtype and device."""
+    given = record["arguments"]
+    layers = f" with {given['layers']} layers" if "layers" in given else ""
+    return f"{given['model']}{layers}, {given['dtype']}, {record['facts']['device']}"
+
+
+def profile_tables(record: dict[str, Any]) -> Iterator[Table]:
+    """The tables of a `profile_fusion` record; a section that failed is left out here and told by `failures`."""
+    title = profile_title(record)
+    if "modes" in record.get("train", {}):
+        yield training_table(record, title)
+    for name in ("infer", "static"):
+        if "modes" in record.get(name, {}):
+            yield inference_table(record[name], title)
+    if isinstance(record.get("curve"), list) and record["curve"]:
+        yield curve_table(record["curve"], title)
+
+
+def failures(record: dict[str, Any]) -> list[str]:
+    """Sections that ended in an error and modes that were refused, with the reason."""
+    parts = {name: part for name, part in record.items() if isinstance(part, dict)}
+    found = [f"{name}: {part['error']}" for name, part in parts.items() if "error" in part]
+    for name, part in parts.items():
+        modes = part.get("modes", {}) if name != "arguments" else {}
+        found += [f"{name}, {mode}: {of['refused']}" for mode, of in modes.items() if "refused" in of]
+    return found
+
+
+def show(record: dict[str, Any]) -> None:
+    """Print the tables: with rich where it is installed."""
+    for table in profile_tables(record):
+        show_table(table)
+    for failure in failures(record):
+        print(f"refused or failed: {failure}", flush=True)
+
+
+def show_table(table: Table) -> None:
+    """Print one table."""
+    try:
+        from rich.console import Console
+        from rich.table import Table as RichTable
+    except ImportError:
+        print(table.markdown(), flush=True)
+        return
+    made = RichTable(title=table.title, title_justify="left")
+    for number, column in enumerate(table.header):
+        made.add_column(column, justify="right" if number else "left", overflow="fold")
+    for row in table.rows:
+        made.add_row(*row)
+    console = Console()
+    Console(width=None if console.is_terminal else 160).print(made)
