@@ -73,9 +73,9 @@ def bank_config(
 ) -> BankConfig:
     """Up to 16 rows, and columns in blocks of 32, wider where that leaves 128 blocks; then as many layers as fit.
 
-    The rows of a group share what they read of W, which would otherwise come from L2 once for each row: as many bytes as
-    the bank itself. A block of 32 columns is 64 bytes of every row in bf16, two sectors of the memory. A folded matrix
-    per layer (`per_layer`) keeps a tile of sums beside the one that it loads, so that its tiles are smaller.
+    The rows of a group share what they read of W, which would otherwise come from L2 once for each row: as many bytes
+    as the bank itself. A block of 32 columns is 64 bytes of every row in bf16, two sectors of the memory. A folded
+    matrix per layer (`per_layer`) keeps a tile of sums beside the one that it loads, so that its tiles are smaller.
     """
     block_width = 32
     while blocks(width, 2 * block_width) >= FEW_PROGRAMS:
@@ -96,8 +96,8 @@ def bank_config(
 def mix_config(layers: int, rows: int, width: int, element_size: int, warp_size: int) -> MixConfig:
     """32 layers by 512 columns in 16 bits, narrower while there would be fewer than 128 programs, down to 64.
 
-    Wide, and several blocks in turn where programs remain enough: each part is read again by every program of the second
-    launch that works on its row.
+    Wide, and several blocks in turn where programs remain enough: each part is read again by every program of the
+    second launch that works on its row.
     """
     block_layers = min(power_of_two(layers), 32)
     layer_blocks = blocks(layers, block_layers)
@@ -105,7 +105,9 @@ def mix_config(layers: int, rows: int, width: int, element_size: int, warp_size:
     while block_width > 64 and rows * layer_blocks * blocks(width, block_width) < FEW_PROGRAMS:
         block_width //= 2
     steps = 1
-    while rows * layer_blocks * blocks(width, 2 * steps * block_width) >= ENOUGH_PROGRAMS:
+    while steps * block_width < width and (
+        rows * layer_blocks * blocks(width, 2 * steps * block_width) >= ENOUGH_PROGRAMS
+    ):
         steps *= 2
     return MixConfig(
         block_layers=block_layers,
@@ -117,7 +119,7 @@ def mix_config(layers: int, rows: int, width: int, element_size: int, warp_size:
 
 
 def weight_config(layers: int, width: int) -> WeightConfig:
-    """32 by 32 of W, 16 rows at a time: what a small product keeps in registers without tensor cores, whose fp32 is not."""
+    """32 by 32 of W, 16 rows at a time: a small product that stays in registers; tensor cores have no fp32."""
     return WeightConfig(
         block_layers=min(power_of_two(layers), 32),
         block_rows=16,
