@@ -121,9 +121,9 @@ def mix_config(layers: int, rows: int, width: int, element_size: int, warp_size:
 def weight_config(layers: int, width: int) -> WeightConfig:
     """32 by 32 of W, 16 rows at a time: a small product that stays in registers; tensor cores have no fp32."""
     return WeightConfig(
-        block_layers=min(power_of_two(layers), 32),
+        block_layers=min(max(power_of_two(layers), 16), 32),
         block_rows=16,
-        block_width=min(power_of_two(width), 32),
+        block_width=min(max(power_of_two(width), 16), 32),
         num_warps=4,
     )
 

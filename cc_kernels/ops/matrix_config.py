@@ -62,8 +62,8 @@ def gate_up_config(rows: int, inner: int, element_size: int, warp_size: int) -> 
 
     Weights are read along d. On an H100, I=14336, d=4096, bf16, the best of 24 tilings by `benchmarks.tune` took
     86.7 µs for 1 row, 87.2 for 8 and 88.1 for 16, and 32 columns in 256-byte steps came within 0.3 µs of each; the
-    128-byte steps of before took 89.9, 92.4 and 93.1. For 32 rows 64 columns took 90.1 µs, 32 columns 93.1. Without
-    tensor cores (fp32) tiles with 64 rows of each weight spilled, and those with 64 rows of x unless 8 warps share them.
+    128-byte steps of before took 89.9, 92.4 and 93.1. For 32 rows 64 columns took 90.1 µs, 32 columns 93.1. In fp32,
+    without tensor cores, tiles with 64 rows of each weight spilled, and with 64 rows of x unless 8 warps share them.
     """
     block_rows = _block_rows(rows)
     columns = 64 if element_size == 2 and block_rows > FEWEST else 32
