@@ -18,8 +18,8 @@ def check_float(name: str, tensor: object, ndim: int | None = None) -> torch.Ten
 
 def check_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...], meaning: str) -> None:
     """Raise unless `tensor` has the shape `expected`; `meaning` names its axes in the message."""
-    if tuple(tensor.shape) != expected:
-        raise ValueError(f"{name}: expected shape {meaning} = {expected}, got {tuple(tensor.shape)}")
+    if tensor.shape != expected:
+        raise ValueError(f"{name}: expected shape {meaning} = {tuple(expected)}, got {tuple(tensor.shape)}")
 
 
 def check_same(name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor) -> None:

@@ -102,18 +102,19 @@ def _run(kernel: Any, grid: tuple[int, ...], device: torch.device, arguments: di
     values = tuple(arguments.values())
     key = (
         kernel,
+        grid,
         device.index,
         *[(value.dtype, value.data_ptr() % 16 == 0) if isinstance(value, Tensor) else value for value in values],
     )
     known = _compiled.get(key)
     if known is not None:
-        known[(*grid, 1, 1)[:3]](*values[: len(kernel.arg_names)])
+        known(*values[: len(kernel.arg_names)])
         return
     compiled = kernel[grid](**arguments)
     if tuple(arguments)[: len(kernel.arg_names)] == tuple(kernel.arg_names):  # positional from now on
         if len(_compiled) >= MOST_COMPILED:
             _compiled.clear()
-        _compiled[key] = compiled
+        _compiled[key] = compiled[(*grid, 1, 1)[:3]]
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> Any:

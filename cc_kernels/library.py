@@ -1,5 +1,10 @@
 """Registration of the Triton implementations as PyTorch operators in the namespace `cc_kernels`.
 
+An operator is for those who look at the dispatcher: torch.compile, fake tensors, modes, tensor subclasses,
+`torch.func`. A plain eager call pays for it without use: on one H100's host 20 µs of 60 for a forward of `swiglu`, and
+170 µs of 520 with the backward. So the callable that `define` returns launches the kernels itself there, with the same
+derivative in an `autograd.Function`.
+
 `torch.library.Library` is used directly: an operator made by `custom_op` does the same with a wrapper around the
 implementation that costs 2 µs more per call (measured on a CPU: 6.5 against 4.4 µs above the bare function), and
 `triton_op` cannot be interpreted, so nothing about it could be tested without a GPU.
@@ -12,6 +17,8 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn import Parameter
 
 _LIBRARY = torch.library.Library("cc_kernels", "DEF")
 _DISPATCH_KEYS = ("CUDA", "XPU", "CPU")  # ROCm uses CUDA; CPU is for interpreted kernels
@@ -29,8 +36,8 @@ def define(
     fake: Callable[..., Any],
     backward: Callable[..., Any] | None = None,
     save: Callable[..., None] | None = None,
-) -> Any:
-    """Register one operator and return it.
+) -> Callable[..., Any]:
+    """Register one operator and return a callable that runs it, through the dispatcher only where that matters.
 
     Args:
         schema: name, arguments and results, as in `"swiglu(Tensor gate, Tensor up) -> Tensor"`.
@@ -45,8 +52,45 @@ def define(
     for key in _DISPATCH_KEYS:
         _LIBRARY.impl(name, implementation, key)
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
-    if backward is None:
-        backward = partial(_no_derivative, name)
     if "!" not in schema:
-        torch.library.register_autograd(qualified, backward, setup_context=save, lib=_LIBRARY)
-    return getattr(torch.ops.cc_kernels, name).default
+        derivative = partial(_no_derivative, name) if backward is None else backward
+        torch.library.register_autograd(qualified, derivative, setup_context=save, lib=_LIBRARY)
+    operator = getattr(torch.ops.cc_kernels, name).default
+    differentiable = None if backward is None or save is None else _function(implementation, backward, save)
+
+    def call(*arguments: Any) -> Any:
+        if _dispatcher_matters(arguments):
+            return operator(*arguments)
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments):
+            return operator(*arguments) if differentiable is None else differentiable(*arguments)
+        return implementation(*arguments)
+
+    return call
+
+
+def _dispatcher_matters(arguments: tuple[Any, ...]) -> bool:
+    """Whether somebody between here and the kernel would miss the operator: a tracer, a mode, a subclass."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
+        return True
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    return any(isinstance(x, Tensor) and type(x) is not Tensor and type(x) is not Parameter for x in arguments)
+
+
+def _function(
+    implementation: Callable[..., Any], derivative: Callable[..., Any], save: Callable[..., None]
+) -> Callable[..., Any]:
+    """`implementation` with its derivative, as `torch.library.register_autograd` takes them."""
+
+    class Differentiable(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            output = implementation(*arguments)
+            save(ctx, arguments, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return derivative(ctx, *grads)
+
+    return Differentiable.apply

@@ -54,7 +54,8 @@ class PatchedFeedForward:
         layer_pass = getattr(active, "layer_pass", None)
         if layer_pass is None:
             return output
-        return layer_pass.feed_forward(self.cc_slot, output, owned=self._cc_owns_output())
+        slot = self.cc_slot
+        return layer_pass.feed_forward(slot, output, owned=slot.injects and self._cc_owns_output())
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """`down(silu(gate(x)) * up(x))`. Projections are called as modules: adapters and hooks stay in effect.
@@ -64,7 +65,8 @@ class PatchedFeedForward:
         if self.cc_fused is None:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         x = args[0] if args else kwargs["x"]
-        gate, up, down = (getattr(self, name) for name in self.cc_fused)
+        modules = self._modules  # type: ignore[attr-defined]
+        gate, up, down = [modules[name] if name in modules else getattr(self, name) for name in self.cc_fused]
         if streams_weights(self, gate, up, x):
             inner = gate_up_swiglu(x.reshape(-1, x.shape[-1]), gate.weight, up.weight)
             return down(inner.view(*x.shape[:-1], inner.shape[-1]))

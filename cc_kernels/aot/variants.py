@@ -73,7 +73,8 @@ def _decision(model: ModelShape, dtype: torch.dtype, batches: tuple[int, ...]) -
             forward(bank, embeds, weight, None, 1.0, True, bank_weight, True)
         for want_bank, want_embeds in ((True, True), (False, True), (False, False)):
             backward(embeds, None, bank, weight, weights, weights, vector, 1.0, want_bank, want_embeds)
-        backward(None, weights, bank, weight, weights, weights, None, 1.0, True, True)
+        for grad_update in (None, embeds):
+            backward(grad_update, weights, bank, weight, weights, weights, None, 1.0, True, True)
 
 
 def _transform_rows(model: ModelShape, dtype: torch.dtype, batches: tuple[int, ...]) -> None:

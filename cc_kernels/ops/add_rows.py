@@ -23,6 +23,7 @@ from cc_kernels.backend import choose, register_triton
 from cc_kernels.checks import check_device, check_float, check_rows, check_shape
 from cc_kernels.launch import HAS_TRITON, arithmetic_dtype, blocks, jit, launch, row_config, tl, unit_stride, warp_size
 from cc_kernels.library import define
+from cc_kernels.ops.capture_rows import capture_rows_triton
 
 
 @jit(do_not_specialize=["blocks_per_row"])
@@ -91,7 +92,7 @@ def _forward_inplace(x: Tensor, rows: Tensor, values: Tensor) -> None:
 
 def _gradient_of_values(ctx: Any, grad: Tensor) -> Tensor:
     (rows,) = ctx.saved_tensors
-    return torch.ops.cc_kernels.capture_rows(grad, rows).to(ctx.values_dtype)
+    return capture_rows_triton(grad, rows).to(ctx.values_dtype)
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Any) -> None:
@@ -111,7 +112,7 @@ class _AddRowsInplace(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
         _save(ctx, (x, rows, values), None)
         ctx.mark_dirty(x)
-        torch.ops.cc_kernels.add_rows_(x, rows, values)
+        _inplace_op(x, rows, values)
         return x
 
     @staticmethod
@@ -121,21 +122,23 @@ class _AddRowsInplace(torch.autograd.Function):
 
 def _add_rows_triton(x: Tensor, rows: Tensor, values: Tensor, inplace: bool = False) -> Tensor:
     if not inplace:
-        return torch.ops.cc_kernels.add_rows(x, rows, values)
+        return _add_op(x, rows, values)
     if torch.compiler.is_compiling():
         return reference.add_rows(x, rows, values, inplace=True)
     return _AddRowsInplace.apply(x, rows, values)
 
 
 if HAS_TRITON:
-    define(
+    _add_op = define(
         "add_rows(Tensor x, Tensor rows, Tensor values) -> Tensor",
         _forward,
         fake=lambda x, rows, values: x.new_empty(x.shape),
         backward=_autograd,
         save=_save,
     )
-    define("add_rows_(Tensor(a!) x, Tensor rows, Tensor values) -> ()", _forward_inplace, fake=lambda *_: None)
+    _inplace_op = define(
+        "add_rows_(Tensor(a!) x, Tensor rows, Tensor values) -> ()", _forward_inplace, fake=lambda *_: None
+    )
     register_triton("add_rows", _add_rows_triton)
 
 

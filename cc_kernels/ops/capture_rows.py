@@ -143,7 +143,7 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
 
 def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
     (rows,) = ctx.saved_tensors
-    return torch.ops.cc_kernels.capture_rows_backward(grad, rows, None, ctx.length), None
+    return _backward_op(grad, rows, None, ctx.length), None
 
 
 class _CaptureThrough(torch.autograd.Function):
@@ -152,18 +152,18 @@ class _CaptureThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(rows)
-        return x.view_as(x), torch.ops.cc_kernels.capture_rows(x, rows)
+        return x.view_as(x), _capture_op(x, rows)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (rows,) = ctx.saved_tensors
         grad_x, grad_rows = grads
-        return torch.ops.cc_kernels.capture_rows_backward(grad_rows, rows, grad_x, grad_x.shape[0]), None
+        return _backward_op(grad_rows, rows, grad_x, grad_x.shape[0]), None
 
 
-def _capture_rows_triton(x: Tensor, rows: Tensor, assume_valid: bool = False) -> Tensor:
-    # The kernel tests for −1 in a mask that it needs anyway, so `assume_valid` changes nothing here.
-    return torch.ops.cc_kernels.capture_rows(x, rows)
+def capture_rows_triton(x: Tensor, rows: Tensor, assume_valid: bool = False) -> Tensor:
+    """`capture_rows` by its kernel, which tests for −1 in a mask that it needs anyway, `assume_valid` or not."""
+    return _capture_op(x, rows)
 
 
 def _capture_through_triton(x: Tensor, rows: Tensor, assume_valid: bool = False) -> tuple[Tensor, Tensor]:
@@ -171,19 +171,19 @@ def _capture_through_triton(x: Tensor, rows: Tensor, assume_valid: bool = False)
 
 
 if HAS_TRITON:
-    define(
+    _backward_op = define(
         "capture_rows_backward(Tensor grad, Tensor rows, Tensor? base, SymInt length) -> Tensor",
         _backward,
         fake=lambda grad, rows, base, length: grad.new_empty(length, grad.shape[1]),
     )
-    define(
+    _capture_op = define(
         "capture_rows(Tensor x, Tensor rows) -> Tensor",
         _forward,
         fake=lambda x, rows: x.new_empty(rows.shape[0], x.shape[1]),
         backward=_autograd,
         save=_save,
     )
-    register_triton("capture_rows", _capture_rows_triton)
+    register_triton("capture_rows", capture_rows_triton)
     register_triton("capture_rows_through", _capture_through_triton)
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cc_kernels.backend import register_triton
 from cc_kernels.launch import HAS_TRITON
 from cc_kernels.library import define
-from cc_kernels.ops import decision_autograd, decision_backward, decision_forward
+from cc_kernels.ops import decision_autograd, decision_forward
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -43,8 +42,7 @@ def _connect_triton(
     hard: bool,
     bank_weight: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    op = torch.ops.cc_kernels.decision
-    update, weights, _, _ = op(bank, embeds, weight, noise, temperature, hard, bank_weight, True)
+    update, weights, _, _ = _decision_op(bank, embeds, weight, noise, temperature, hard, bank_weight, True)
     return update, weights
 
 
@@ -57,19 +55,11 @@ def _decide_triton(
     hard: bool,
     bank_weight: Tensor | None,
 ) -> Tensor:
-    op = torch.ops.cc_kernels.decision
-    return op(bank, embeds, weight, noise, temperature, hard, bank_weight, False)[1]
+    return _decision_op(bank, embeds, weight, noise, temperature, hard, bank_weight, False)[1]
 
 
 if HAS_TRITON:
-    define(
-        "decision_backward(Tensor? grad_update, Tensor? grad_weights, Tensor bank, Tensor weight, Tensor weights, "
-        "Tensor soft, Tensor? vector, float temperature, bool want_bank, bool want_embeds) "
-        "-> (Tensor, Tensor, Tensor, Tensor)",
-        decision_backward.backward,
-        fake=decision_backward.fake_backward,
-    )
-    define(
+    _decision_op = define(
         "decision(Tensor bank, Tensor embeds, Tensor weight, Tensor? noise, float temperature, bool hard, "
         "Tensor? bank_weight, bool with_update) -> (Tensor, Tensor, Tensor, Tensor)",
         decision_forward.forward,

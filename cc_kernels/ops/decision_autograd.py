@@ -8,6 +8,10 @@ import torch
 from einops import einsum
 from torch import Tensor
 
+from cc_kernels.launch import HAS_TRITON
+from cc_kernels.library import define
+from cc_kernels.ops import decision_backward
+
 
 def _through_folded(
     grad_logits: Tensor, grad_update: Tensor | None, saved: dict[str, Tensor], want_bank_weight: bool
@@ -39,7 +43,7 @@ def autograd(ctx: Any, grad_update: Tensor | None, grad_weights: Tensor | None) 
     soft = saved["soft"] if ctx.hard else weights
     want_bank, want_embeds, want_weight, want_noise, *_, want_bank_weight = ctx.needs_input_grad[:7]
     folded = "bank_weight" in saved
-    grad_logits, grad_embeds, grad_bank, grad_weight = torch.ops.cc_kernels.decision_backward(
+    grad_logits, grad_embeds, grad_bank, grad_weight = _backward_op(
         grad_update,
         grad_weights,
         bank,
@@ -68,5 +72,14 @@ def autograd(ctx: Any, grad_update: Tensor | None, grad_weights: Tensor | None) 
         grad_bank_weight,
     )
 
+
+if HAS_TRITON:
+    _backward_op = define(
+        "decision_backward(Tensor? grad_update, Tensor? grad_weights, Tensor bank, Tensor weight, Tensor weights, "
+        "Tensor soft, Tensor? vector, float temperature, bool want_bank, bool want_embeds) "
+        "-> (Tensor, Tensor, Tensor, Tensor)",
+        decision_backward.backward,
+        fake=decision_backward.fake_backward,
+    )
 
 __all__ = ["autograd"]

@@ -96,8 +96,8 @@ def _decision_bwd_kernel(
     if partial_ptr is not None:
         grad_weights += sum_parts(partial_ptr, k, ARITHMETIC, LAYERS, PARTIALS, BLOCK_LAYERS, BLOCK_PARTIALS)
     if grad_weights_ptr is not None:
-        at = grad_weights_ptr + k * grad_weights_stride + layers
-        grad_weights += tl.load(at, mask=real, other=0.0).to(ARITHMETIC)
+        given_at = grad_weights_ptr + k * grad_weights_stride + layers
+        grad_weights += tl.load(given_at, mask=real, other=0.0).to(ARITHMETIC)
     soft = tl.load(soft_ptr + k * LAYERS + layers, mask=real, other=0.0)
     grad_logits = soft * (grad_weights - tl.sum(soft * grad_weights, axis=0)) / temperature
     if block == 0:
@@ -117,8 +117,8 @@ def _decision_bwd_kernel(
             grad_bank = (grad_vector / LAYERS)[None, :]
             if grad_update_ptr is not None:  # a weight of 0 is chosen by where: 0 · inf is no zero
                 share = tl.load(weights_ptr + k * LAYERS + layers, mask=real, other=0.0)[:, None]
-                at = grad_update_ptr + k * grad_update_stride + columns
-                grad_update = tl.load(at, mask=inside, other=0.0).to(ARITHMETIC)[None, :]
+                update_at = grad_update_ptr + k * grad_update_stride + columns
+                grad_update = tl.load(update_at, mask=inside, other=0.0).to(ARITHMETIC)[None, :]
                 grad_bank = grad_bank + tl.where(share != 0.0, share * grad_update, 0.0)
             tl.store(grad_bank_ptr + (row * rows + k) * width + columns[None, :], grad_bank, mask=mask)
 

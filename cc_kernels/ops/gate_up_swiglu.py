@@ -132,7 +132,7 @@ def gate_up_swiglu(x: Tensor, w_gate: Tensor, w_up: Tensor) -> Tensor:
     check_float("w_gate", w_gate, ndim=2)
     check_float("w_up", w_up, ndim=2)
     check_shape("w_gate", w_gate, (w_gate.shape[0], x.shape[1]), "(I, d)")
-    check_shape("w_up", w_up, tuple(w_gate.shape), "of w_gate")
+    check_shape("w_up", w_up, w_gate.shape, "of w_gate")
     check_same("w_gate", w_gate, "x", x)
     check_same("w_up", w_up, "x", x)
     check_inference("gate_up_swiglu", x=x, w_gate=w_gate, w_up=w_up)

@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cc_kernels import reference
@@ -106,19 +105,19 @@ def swiglu_config(element_size: int, warp_size: int) -> SwigluConfig:
     return SwigluConfig(block=2 * num_warps * warp_size * vector, num_warps=num_warps)
 
 
-def _as_rows(*tensors: Tensor) -> tuple[list[Tensor], int, int]:
-    """The tensors as `(rows, columns)` with a dense last axis; one long row when all of them are contiguous."""
+def _as_rows(*tensors: Tensor) -> tuple[list[Tensor], list[int], int, int]:
+    """The tensors with a dense last axis, their row strides, rows and columns; one long row when all are contiguous."""
     if all(x.is_contiguous() for x in tensors):
-        return [x.view(1, -1) for x in tensors], 1, tensors[0].numel()
+        return list(tensors), [0] * len(tensors), 1, tensors[0].numel()
     flat = [unit_stride(x).reshape(-1, x.shape[-1]) for x in tensors]
-    return flat, *flat[0].shape
+    return flat, [x.stride(0) for x in flat], *flat[0].shape
 
 
 def _swiglu_forward(gate: Tensor, up: Tensor) -> Tensor:
     out = gate.new_empty(gate.shape)
     if out.numel() == 0:
         return out
-    (gate, up), rows, columns = _as_rows(gate, up)
+    (gate, up), (gate_stride, up_stride), rows, columns = _as_rows(gate, up)
     config = swiglu_config(gate.element_size(), warp_size())
     blocks_per_row = blocks(columns, config.block)
     launch(
@@ -128,8 +127,8 @@ def _swiglu_forward(gate: Tensor, up: Tensor) -> Tensor:
         gate_ptr=gate,
         up_ptr=up,
         out_ptr=out,
-        gate_stride=gate.stride(0),
-        up_stride=up.stride(0),
+        gate_stride=gate_stride,
+        up_stride=up_stride,
         columns=columns,
         blocks_per_row=blocks_per_row,
         ARITHMETIC=arithmetic_dtype(gate.dtype),
@@ -143,7 +142,7 @@ def _swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Te
     grad_gate, grad_up = gate.new_empty(gate.shape), up.new_empty(up.shape)
     if grad.numel() == 0:
         return grad_gate, grad_up
-    (grad, gate, up), rows, columns = _as_rows(grad, gate, up)
+    (grad, gate, up), (grad_stride, gate_stride, up_stride), rows, columns = _as_rows(grad, gate, up)
     config = swiglu_config(gate.element_size(), warp_size())
     blocks_per_row = blocks(columns, config.block)
     launch(
@@ -155,9 +154,9 @@ def _swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Te
         up_ptr=up,
         grad_gate_ptr=grad_gate,
         grad_up_ptr=grad_up,
-        grad_stride=grad.stride(0),
-        gate_stride=gate.stride(0),
-        up_stride=up.stride(0),
+        grad_stride=grad_stride,
+        gate_stride=gate_stride,
+        up_stride=up_stride,
         columns=columns,
         blocks_per_row=blocks_per_row,
         ARITHMETIC=arithmetic_dtype(gate.dtype),
@@ -172,11 +171,11 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
 
 
 def _autograd(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.ops.cc_kernels.swiglu_backward(grad, *ctx.saved_tensors)
+    return _backward_op(grad, *ctx.saved_tensors)
 
 
 if HAS_TRITON:
-    define(
+    _backward_op = define(
         "swiglu_backward(Tensor grad, Tensor gate, Tensor up) -> (Tensor, Tensor)",
         _swiglu_backward,
         fake=lambda grad, gate, up: (gate.new_empty(gate.shape), up.new_empty(up.shape)),
@@ -214,7 +213,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """
     check_float("gate", gate)
     check_float("up", up)
-    check_shape("up", up, tuple(gate.shape), "of gate")
+    check_shape("up", up, gate.shape, "of gate")
     check_same("up", up, "gate", gate)
     return choose("swiglu", gate, reference.swiglu)(gate, up)
 
