@@ -1,7 +1,7 @@
 """`python -m benchmarks.gpu_check --out DIR`: everything about the kernels that only a GPU can show, in one command.
 
 Sections, each saved as it ends: the device; the kernel tests, compiled; the bandwidth of a copy; each op and its
-baselines. A section that fails is recorded and the next one runs. After TOTAL_SECONDS no further case starts.
+baselines. A section that fails is recorded and the next one runs. After `--seconds` no further case starts.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -23,10 +22,9 @@ from typing import Any
 
 import torch
 
-import cc_kernels
 from benchmarks.cases import Case, measure
+from benchmarks.record import facts
 from benchmarks.timing import copy_bandwidth
-from cc_kernels.launch import HAS_TRITON, triton
 
 ROOT = Path(__file__).parents[1]
 OPS = ("connect", "transform_rows", "gate_up_swiglu", "swiglu", "capture_rows", "add_rows")
@@ -38,41 +36,14 @@ WITHOUT_GPU = ("test_aot.py", "test_floors.py", "test_gpu_check.py", "test_inter
 TOTAL_SECONDS = 430
 
 
-def _driver_version() -> str | None:
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split("\n")[0].strip()
-    except (OSError, subprocess.CalledProcessError):  # a GPU of another maker
-        return None
-
-
-def _device_facts(device: torch.device) -> dict[str, Any]:
-    facts: dict[str, Any] = {
-        "torch": torch.__version__,
-        "triton": triton.__version__ if HAS_TRITON else None,
-        "python": platform.python_version(),
-        "cc_kernels": cc_kernels.__version__,
-    }
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        facts |= {
-            "gpu": properties.name,
-            "processors": properties.multi_processor_count,
-            "memory": properties.total_memory,
-            "l2_bytes": properties.L2_cache_size,
-            "driver": _driver_version(),
-        }
-    return facts
-
-
-def _run_tests() -> dict[str, Any]:
+def _run_tests(seconds: float) -> dict[str, Any]:
     command = [sys.executable, "-m", "pytest", "tests/kernels", "-p", "no:cacheprovider", "-rs", "--tb=short"]
     if find_spec("xdist") is not None:  # most of the time goes into compiling kernels, on the CPU
         command += ["--numprocesses", str(min(TEST_PROCESSES, os.cpu_count() or 1)), "--dist", "worksteal"]
     command += ["--maxfail", str(MOST_FAILURES)]
     command += [f"--ignore=tests/kernels/{name}" for name in WITHOUT_GPU]
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TEST_SECONDS)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired as error:
         so_far = (error.stdout or b"").decode(errors="replace")
         return {"returncode": None, "tail": f"{so_far[-20000:]}\nstopped after {error.timeout} s"}
@@ -87,6 +58,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where gpu_check.json is written")
     parser.add_argument("--ops", nargs="+", default=OPS, choices=OPS, metavar="OP", help="which are measured")
+    parser.add_argument("--seconds", type=float, default=TOTAL_SECONDS, help="no case starts after; %(default)s")
+    parser.add_argument("--test-seconds", type=float, default=TEST_SECONDS, help="for the tests; %(default)s")
     parser.add_argument("--skip-tests", action="store_true", help="leave the kernel tests out")
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, on the CPU too: checks this program only")
     arguments = parser.parse_args(argv)
@@ -113,11 +86,12 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
 class Check:
     """The report, written to disk after each section, and the time that is left."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, limit: float) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self.path = out / "gpu_check.json"
         self.sections: dict[str, Any] = {}
         self.started = time.monotonic()
+        self.limit = limit
 
     def seconds(self) -> float:
         """Seconds since the start."""
@@ -137,7 +111,7 @@ class Check:
         """The rows of all cases for which there is time."""
         rows: list[dict[str, Any]] = []
         for case in cases:
-            if self.seconds() > TOTAL_SECONDS:
+            if self.seconds() > self.limit:
                 rows.append({"case": case.name, "implementation": "all", "left out": "no time left"})
                 continue
             some = list(measure(case, device, bandwidth))
@@ -151,10 +125,10 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _arguments(argv)
     device = torch.device("cpu") if not torch.cuda.is_available() else torch.device("cuda", 0)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    check = Check(arguments.out)
-    check.section("device", lambda: _device_facts(device))
+    check = Check(arguments.out, arguments.seconds)
+    check.section("device", lambda: facts(device))
     if not (arguments.skip_tests or arguments.smoke):
-        tests = check.section("tests", _run_tests)
+        tests = check.section("tests", lambda: _run_tests(arguments.test_seconds))
         print({name: value for name, value in tests.items() if name != "tail"}, flush=True)
     bandwidth = check.section("copy", lambda: copy_bandwidth(device, 2**16 if arguments.smoke else 2**30))
     for op in arguments.ops:
