@@ -76,6 +76,9 @@ def bank_config(
     The rows of a group share what they read of W, which would otherwise come from L2 once for each row: as many bytes
     as the bank itself. A block of 32 columns is 64 bytes of every row in bf16, two sectors of the memory. A folded
     matrix per layer (`per_layer`) keeps a tile of sums beside the one that it loads, so that its tiles are smaller.
+
+    On an H100 in bf16 both launches of `connect` together take 10.3 µs at L=32, K=16, d=4096, 25.7 at L=80, d=8192 and
+    60.4 at L=128, d=16384. One row per program, which read W once for each row, took 15.4, 57.2 and 169.8.
     """
     block_width = 32
     while blocks(width, 2 * block_width) >= FEW_PROGRAMS:
@@ -132,7 +135,7 @@ def output_config(layers: int, rows: int, width: int, partials: int, select: boo
     """`select`: one row is copied, so that a block has no layers and 1024 columns; else a tile spans all layers.
 
     A program repeats the sum over `partials` blocks, so it writes up to 8 blocks of columns while enough programs
-    remain. A tile of 4096 elements over 128 threads instead of 256 spilled on sm_100. Not yet measured on a GPU.
+    remain. A tile of 4096 elements over 128 threads instead of 256 spilled on sm_100.
     """
     block_layers = power_of_two(layers)
     block_width = min(1024, power_of_two(width)) if select else min(max(TILE // block_layers, 16), power_of_two(width))

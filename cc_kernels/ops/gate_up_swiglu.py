@@ -16,9 +16,10 @@ from cc_kernels.launch import HAS_TRITON, arithmetic_dtype, blocks, jit, launch,
 from cc_kernels.library import define
 from cc_kernels.ops.matrix_config import gate_up_config
 
-# Rows up to which a call runs the kernel. By bytes it should win up to about 64, as long as the weights bound the time;
-# 16 is where DESIGN asks it to. Not yet measured: `benchmarks.gpu_check` times 1 to 64 rows beside the library.
-MOST_ROWS = 16
+# Rows up to which a call runs the kernel. On an H100, I=14336, d=4096, bf16, graph replay: 85.1 µs for 1 row, 85.7 for 16,
+# 90.7 for 32 and 91.0 for 64, beside 89.4, 91.2, 93.8 and 96.5 of one concatenated matmul and `swiglu`. With more the
+# weights would be read again. (`benchmarks.gpu_check`, benchmarks/results/h100)
+MOST_ROWS = 64
 
 
 @jit(do_not_specialize=["rows"])
