@@ -108,7 +108,7 @@ def test_sliding_window_not_yet_in_use_needs_one():
 
 
 def test_offloaded_cache_is_not_rolled_back():
-    """Its layers move between devices while others run; such a cache needs an accelerator, so only the rule is tested."""
+    """Its layers move between devices while others run; it needs an accelerator, so only the rule is tested."""
     cache = DynamicCache()
     assert rollback_obstacle(cache, 3) is None
     cache.offloading = True
