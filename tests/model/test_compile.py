@@ -121,6 +121,7 @@ def test_decode_steps_and_the_connected_token_compile_once():
         assert torch.equal(model.generate(ids, **options, compile_config=compiled), eager)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
     assert not torch._dynamo.utils.counters["graph_break"]
+    assert replay._compiled_replay(compiled) is replay._compiled_replay(CompileConfig(**compiled.to_dict()))
 
 
 @pytest.mark.parametrize(
