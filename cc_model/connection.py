@@ -65,7 +65,10 @@ class DecisionMaker(nn.Module):
             return _map(picked, bank, weights, matrix, bias, config.hard).to(bank.dtype), weights
 
     def folded(self, matrix: Tensor) -> Tensor:
-        """`M Wᵀ` in fp32, `(d, L)` or `(L, d, L)`: rebuilt when M or W was replaced or changed in place."""
+        """`M Wᵀ` in fp32, `(d, L)` or `(L, d, L)`: rebuilt when M or W was replaced or changed in place.
+
+        A change past PyTorch's version counter (`weight.data.mul_(2)`) is seen after the next `train()` or `eval()`.
+        """
         if matrix.is_inference() or self.weight.is_inference():  # no version counters, so nothing to compare
             return _fold(matrix, self.weight)
         key = (matrix._version, matrix.data_ptr(), self.weight._version, self.weight.data_ptr())
@@ -76,6 +79,11 @@ class DecisionMaker(nn.Module):
         folded = _fold(matrix, self.weight)
         self._folded = (weakref.ref(matrix), key), folded
         return folded
+
+    def train(self, mode: bool = True) -> DecisionMaker:
+        """The stock method; what was folded is built anew."""
+        self._folded = None
+        return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles leave the folded matrix out; they build their own."""

@@ -91,7 +91,8 @@ class PivotCall(ConnectedCall):
         """Reentrant checkpointing runs the layers without a graph, so the captures would carry no gradient."""
         blocks = [module for module in body.modules() if hasattr(module, "cc_slot")]
         expected = any(parameter.requires_grad for block in blocks for parameter in block.parameters())
-        if not bank.requires_grad and (expected or uses_reentrant_checkpointing(body)):
+        # Of layers that are checkpointed in part, some captures have a gradient, and so has the bank.
+        if uses_reentrant_checkpointing(body) or (expected and not bank.requires_grad):
             raise RuntimeError(
                 "pivot_grad: expected captures with a gradient, got none; reentrant gradient checkpointing loses it. "
                 "Use gradient_checkpointing_kwargs={'use_reentrant': False}, or CCConfig(pivot_grad=False)"

@@ -115,6 +115,12 @@ class SftArguments(TrainingArguments):
     )
     overwrite: bool = option(False, "Train from the start although --output_dir holds checkpoints.")
 
+    def __post_init__(self) -> None:
+        """Hand `gradient_checkpointing` on under the name that transformers 5.24 gives it, which else warns."""
+        if getattr(self, "activation_checkpointing", True) is None:
+            self.activation_checkpointing = self.gradient_checkpointing
+        super().__post_init__()
+
 
 COMMON = (
     *("output_dir", "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps"),

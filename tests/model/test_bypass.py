@@ -10,7 +10,7 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from model_pairs import batch, gumbel, pair
 
 from cc_model import patch_model, report
-from cc_model.testing import tiny_model
+from cc_model.testing import random_matrix, tiny_model
 
 
 def foreign_forward(self, x):
@@ -100,6 +100,9 @@ def test_lost_injection_raises():
     block.cc_slot.injects = False
     with pytest.raises(RuntimeError, match="expected one injection, got 0"):
         model(**batch())
+    model.cc.transform_matrix = random_matrix(model)
+    with pytest.raises(RuntimeError, match="expected one injection, got 0"):
+        model.eval().generate(batch()["input_ids"], max_new_tokens=1)
 
 
 def test_direct_body_call_with_a_matrix_raises():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from model_pairs import assert_same_gradients, batch, gradients, gumbel, pair
+from transformers import PreTrainedModel
 
 from cc_model import CCConfig
+from cc_model.passes import CapturePass
 
 
 def step(model, data, noise, accumulate=1):
@@ -64,6 +66,35 @@ def test_second_backward(pivot_grad, reentrant):
     _, expected = step(model, data, noise, accumulate=2)
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     assert_same_gradients(step(model, data, noise, accumulate=2)[1], expected)
+
+
+def test_recompute_does_not_capture_again(monkeypatch):
+    """What it captured would keep the activations of all layers, which checkpointing lets go, until the step ends."""
+    _, model = pair("llama", CCConfig(pivot_grad=True))
+    model.train().gradient_checkpointing_enable({"use_reentrant": False})
+    passes, collect = [], CapturePass.collect
+
+    def collected(self, device):
+        passes.append((self, list(self.captured)))
+        return collect(self, device)
+
+    monkeypatch.setattr(CapturePass, "collect", collected)
+    with torch.utils.checkpoint.set_checkpoint_early_stop(False):  # else most recomputes end before the capture
+        model(**batch()).loss.backward()
+    ((capture, first),) = passes
+    assert all(now is then for now, then in zip(capture.captured, first, strict=True))
+
+
+@pytest.mark.skipif(not hasattr(PreTrainedModel, "activation_checkpointing_enable"), reason="needs transformers 5.24")
+def test_every_second_layer():
+    _, model = pair("llama", CCConfig(pivot_grad=True))
+    data, noise = batch(), gumbel(3)
+    _, expected = step(model, data, noise)
+    model.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=2)
+    assert_same_gradients(step(model, data, noise)[1], expected)
+    model.activation_checkpointing_enable({"use_reentrant": True}, every_n_layers=2)
+    with pytest.raises(RuntimeError, match=r"pivot_grad.*use_reentrant"):
+        step(model, data, noise)
 
 
 def test_accumulated_reentrant_steps():

@@ -8,7 +8,7 @@ from model_pairs import assert_same_gradients, batch, gradients, gumbel, pair
 from snippets import COMPILE_OPTION
 from transformers import CompileConfig
 
-from cc_model import CCConfig
+from cc_model import CCConfig, replay
 
 
 @pytest.fixture(autouse=True)
@@ -121,3 +121,25 @@ def test_decode_steps_and_the_connected_token_compile_once():
         assert torch.equal(model.generate(ids, **options, compile_config=compiled), eager)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
     assert not torch._dynamo.utils.counters["graph_break"]
+    assert replay._compiled_replay(compiled) is replay._compiled_replay(CompileConfig(**compiled.to_dict()))
+
+
+@pytest.mark.parametrize(
+    ("options", "compiled"),
+    [
+        ({}, 1),
+        ({"connection_index": torch.tensor([4, 8])}, 0),  # five tokens run again: another graph for each number
+        ({"return_dict_in_generate": True, "output_hidden_states": True}, 0),  # the next replay would overwrite them
+        ({"cache_implementation": None}, 0),
+    ],
+    ids=["the last token", "several tokens", "hidden states", "a cache that grows"],
+)
+def test_which_tokens_run_again_as_a_graph(options, compiled, monkeypatch):
+    _, model = pair(matrix=True, num_hidden_layers=1)
+    asked = []
+    monkeypatch.setattr(replay, "_compiled_replay", lambda config: asked.append(config) or replay._replay)
+    config = CompileConfig(backend="eager", fullgraph=True, mode=None)
+    config._compile_all_devices = True
+    ids = torch.randint(256, (2, 9), generator=torch.Generator().manual_seed(0))
+    model.generate(ids, **{"cache_implementation": "static", **options}, max_new_tokens=1, compile_config=config)
+    assert len(asked) == compiled

@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from cc_model import connection_disabled
 from cc_model.compat import CACHE
+from cc_model.rollback import rollback_obstacle
 
 
 def test_without_cache():
@@ -104,6 +105,14 @@ def test_sliding_window_not_yet_in_use_needs_one():
     actual = model.generate(ids, attention_mask=mask, **{**GREEDY, "max_new_tokens": 8})
     assert new_tokens(actual, ids) == oracle_tokens(stock, model, ids, mask, steps=8)
     assert model.cc.prefills == "one prefill"
+
+
+def test_offloaded_cache_is_not_rolled_back():
+    """Its layers move between devices while others run; it needs an accelerator, so only the rule is tested."""
+    cache = DynamicCache()
+    assert rollback_obstacle(cache, 3) is None
+    cache.offloading = True
+    assert rollback_obstacle(cache, 3) == "the cache is offloaded"
 
 
 class UnknownLayer(DynamicLayer):

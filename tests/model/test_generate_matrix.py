@@ -55,6 +55,9 @@ def test_folded_matrix_follows_its_parts():
     with torch.no_grad():
         maker.weight.mul_(3)
     torch.testing.assert_close(maker.folded(matrix), 6 * first)
+    matrix.data.mul_(5)  # past the version counter
+    model.eval()
+    torch.testing.assert_close(maker.folded(matrix), 30 * first)
     model.cc.transform_matrix = matrix.clone().zero_()
     assert not maker.folded(model.cc.transform_matrix).any()
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from liger_interpreted import INTERPRETED, teach_the_interpreter
+from memory_peak import gpu_peak_bytes, peak_bytes
 from model_pairs import assert_same_gradients, batch, gradients, gumbel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -167,6 +168,26 @@ def test_no_logits_are_made():
         largest[name] = mode.bytes
     assert largest["stock"] >= 4 * 3 * 40 * 512
     assert largest["liger"] == 4 * 512 * 32
+
+
+@needs_kernels
+def test_peak_memory_of_a_training_step():
+    """Many words and few tokens: logits and their gradients are most of what the stock step holds at once."""
+    words, tokens = 8192, 2 * 64
+    data = on_device(batch(rows=2, main=64, pivot=5))
+    peaks = {}
+    for name in ("stock", "liger"):
+        model = patched(
+            tiny_model("llama", **{**SMALL, "vocab_size": words, "use_cache": False}).to(data["labels"].device)
+        )
+        if name == "liger":
+            liger.apply_liger_kernel_to_llama(model=model, rope=False, rms_norm=False, swiglu=False)
+        for _ in range(2):
+            model.train().zero_grad()
+            peaks[name] = (gpu_peak_bytes if ON_GPU else peak_bytes)(lambda m=model: m(**data).loss.backward())
+    logits = 4 * tokens * words
+    print({name: f"{peak / 2**20:.2f} MiB" for name, peak in peaks.items()}, f"logits {logits / 2**20:.2f} MiB")
+    assert peaks["liger"] <= peaks["stock"] - 1.5 * logits
 
 
 @needs_kernels

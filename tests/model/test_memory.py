@@ -4,25 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from memory_peak import peak_bytes
 from model_pairs import batch, pair
 
 from cc_model import CCConfig
 
 ROWS, TOKENS, PIVOT_TOKENS, LAYERS, WIDTH = 8, 192, 192, 6, 64
 BANK = LAYERS * ROWS * WIDTH * 4  # bytes, fp32
-
-
-def peak_bytes(step):
-    """The largest sum of what `step` has allocated and not freed, by every event of PyTorch's CPU allocator."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    results = profiler.profiler.kineto_results.events()
-    changes = sorted((event.start_ns(), event.nbytes()) for event in results if event.name() == "[memory]")
-    alive = peak = 0
-    for _, change in changes:
-        alive += change
-        peak = max(peak, alive)
-    return peak
 
 
 def test_the_measure():

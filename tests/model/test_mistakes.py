@@ -91,6 +91,24 @@ def test_model_called_by_a_logits_processor():
     assert shapes == [(1, 4, 256)] * 4
 
 
+def test_other_model_generates_in_a_logits_processor():
+    """Its steps are not those of the running `generate`, whose English prompt and refusals it knows nothing about."""
+    _, model = pair()
+    _, other = pair("qwen2")
+    ids, pivots = prompt(), batch()["pivot_input_ids"][:1]
+    expected = model.generate(ids, pivot_input_ids=pivots, **GREEDY)
+    plain = other.generate(ids, use_cache=False, **GREEDY)
+    found = []
+
+    def processor(input_ids, scores):
+        found.append(other.generate(ids, use_cache=False, **GREEDY))
+        return scores
+
+    assert torch.equal(model.generate(ids, pivot_input_ids=pivots, logits_processor=[processor], **GREEDY), expected)
+    assert len(found) == 4
+    assert all(torch.equal(tokens, plain) for tokens in found)
+
+
 def test_a_new_matrix_drops_the_old_bias():
     _, model = pair(matrix=True)
     model.cc.transform_bias = torch.ones(64)

@@ -94,6 +94,19 @@ def test_gradient_accumulation(pivot_grad, wrap, tmp_path):
     assert_same_gradients(kept[4], kept[1], tolerance=1e-5)
 
 
+def test_compiled(tmp_path):
+    """`torch_compile` in Trainer's options: the same losses, in training and in the evaluation loop."""
+    found = []
+    for options in ({}, {"torch_compile": True, "torch_compile_backend": "eager"}):
+        torch._dynamo.reset()
+        trainer = make_run(tmp_path, max_steps=1, save_strategy="no", **options)
+        trainer.train()
+        found.append([*losses(trainer), trainer.evaluate()["eval_loss"]])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    torch._dynamo.reset()
+    assert found[1] == pytest.approx(found[0], abs=1e-5)
+
+
 def test_evaluation_gathers_logits_only(tmp_path):
     """`decision_weights` is in `keys_to_ignore_at_inference`: predictions are one array, as without the patch."""
     seen = []

@@ -57,6 +57,8 @@ def run(before: bool, config: CCConfig, decision: int) -> None:
     output = model.train()(**data, gumbel_noise=noise)
     assert output.logits.device == torch.device("fake:1")
     assert output.loss.requires_grad
+    elsewhere = torch.empty(3, dtype=torch.long, device="fake:1")  # indices that somebody made on the last device
+    assert model(**data, gumbel_noise=noise, connection_index=elsewhere).logits.shape == (3, 12, 256)
     model.eval()
     for shape in ((64, 64), (4, 64, 64)):
         model.cc._buffers["transform_matrix"] = torch.empty(shape, device=f"fake:{decision}")

@@ -13,6 +13,7 @@ SEVEN_B = [path for path in CONFIGS if path.stem != "tiny_cldr"]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.filterwarnings("error:`gradient_checkpointing:FutureWarning")
 def test_config_parses(path):
     groups = (ModelArguments, DataArguments, CollatorArguments, SftArguments)
     model, data, _, training = parse(groups, "train.sft", "", [str(path), "--use_cpu", "true", "--bf16", "false"])
@@ -20,6 +21,7 @@ def test_config_parses(path):
     assert data.dataset is not None
     assert training.remove_unused_columns is False
     assert training.output_dir.startswith("runs/")
+    assert training.gradient_checkpointing is (path in SEVEN_B)
 
 
 @pytest.mark.parametrize("path", SEVEN_B, ids=lambda path: path.stem)
