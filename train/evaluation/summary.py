@@ -1,0 +1,148 @@
+"""From results per language to a summary with differences and intervals, and its tables and plot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+
+import matplotlib.pyplot as plt
+from rich.table import Table
+
+from train.evaluation.benchmarks import BENCHMARKS, METRIC_NAMES
+from train.evaluation.intervals import paired_difference
+from train.evaluation.runs import CONNECTED, VANILLA, Result
+
+Summary = dict[str, dict[str, Any]]
+ALL = "mean"  # over languages
+
+
+def summarise(results: Iterable[Result], resamples: int = 10_000) -> Summary:
+    """`{benchmark: {metric, lines}}`; a line has the language, its rows, the mean of every metric in each mode, and,
+    where both modes are there, `difference` (connected − vanilla of the first metric): mean and interval.
+
+    All scores are in percent. The last line is the mean over languages, each counting the same.
+
+    Example:
+        >>> row = {"benchmark": "xnli", "language": "sw", "results": [{"id": "0", "acc": 1.0}, {"id": "1", "acc": 0.0}]}
+        >>> summarise([{**row, "mode": "vanilla"}])["xnli"]["lines"]
+        [{'language': 'sw', 'rows': 2, 'vanilla': {'acc': 50.0}}]
+        >>> summarise([{**row, "mode": mode} for mode in ("vanilla", "connected")])["xnli"]["lines"][0]["difference"]
+        [0.0, 0.0, 0.0]
+    """
+    rows: dict[str, dict[str, dict[str, list[dict[str, Any]]]]] = {}
+    for result in results:
+        languages = rows.setdefault(result["benchmark"], {})
+        languages.setdefault(result["language"], {})[result["mode"]] = result["results"]
+    summary = {}
+    for benchmark in (name for name in BENCHMARKS if name in rows):
+        languages = rows[benchmark]
+        lines = [_line(benchmark, name, {name: languages[name]}, resamples) for name in languages]
+        if len(languages) > 1:
+            lines.append(_line(benchmark, ALL, languages, resamples))
+        summary[benchmark] = {"metric": BENCHMARKS[benchmark].metrics[0], "lines": lines}
+    return summary
+
+
+def _line(
+    benchmark: str, name: str, languages: Mapping[str, Mapping[str, list[dict[str, Any]]]], resamples: int
+) -> dict[str, Any]:
+    metrics = BENCHMARKS[benchmark].metrics
+    modes = [mode for mode in (VANILLA, CONNECTED) if all(mode in given for given in languages.values())]
+    line: dict[str, Any] = {"language": name}
+    line["rows"] = sum(len(next(iter(given.values()))) for given in languages.values())
+    for mode in modes:
+        groups = [given[mode] for given in languages.values()]
+        line[mode] = {
+            metric: round(_mean([_mean([row[metric] for row in group]) for group in groups]) * 100, 4)
+            for metric in metrics
+        }
+    if len(modes) == 2:
+        scores = [[[row[metrics[0]] for row in given[mode]] for given in languages.values()] for mode in modes]
+        difference = paired_difference(scores[1], scores[0], resamples)
+        line["difference"] = [round(value * 100, 4) for value in difference]
+    return line
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def headings(benchmark: str, lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Column names of a benchmark's table."""
+    metrics = BENCHMARKS[benchmark].metrics
+    modes = [mode for mode in (VANILLA, CONNECTED) if any(mode in line for line in lines)]
+    columns = [f"{mode}, {METRIC_NAMES[metric]}" for metric in metrics for mode in modes]
+    return ["language", "rows", *columns, *(["difference [95 %]"] if len(modes) == 2 else [])]
+
+
+def cells(benchmark: str, line: Mapping[str, Any], columns: int) -> list[str]:
+    """One line of a benchmark's table as text."""
+    metrics = BENCHMARKS[benchmark].metrics
+    modes = [mode for mode in (VANILLA, CONNECTED) if mode in line]
+    found = [line["language"], str(line["rows"])]
+    found += [f"{line[mode][metric]:.1f}" for metric in metrics for mode in modes]
+    if "difference" in line:
+        mean, low, high = line["difference"]
+        found.append(f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]")
+    return found + [""] * (columns - len(found))
+
+
+def tables(summary: Summary) -> list[Table]:
+    """One table per benchmark, for the terminal."""
+    shown = []
+    for benchmark, part in summary.items():
+        names = headings(benchmark, part["lines"])
+        table = Table(title=f"{BENCHMARKS[benchmark].title} (percent)", title_justify="left")
+        for number, name in enumerate(names):
+            table.add_column(name, justify="left" if number == 0 else "right")
+        for line in part["lines"]:
+            table.add_row(*cells(benchmark, line, len(names)), style="bold" if line["language"] == ALL else "")
+        shown.append(table)
+    return shown
+
+
+def markdown(summary: Summary) -> str:
+    """The tables as Markdown."""
+    parts = []
+    for benchmark, part in summary.items():
+        names = headings(benchmark, part["lines"])
+        rows = [names, ["---", *["---:"] * (len(names) - 1)]]
+        rows += [cells(benchmark, line, len(names)) for line in part["lines"]]
+        parts += [f"## {BENCHMARKS[benchmark].title} (percent)", ""]
+        parts += [f"| {' | '.join(row)} |" for row in rows] + [""]
+    return "\n".join(parts)
+
+
+def plot(summary: Summary, path: str | Path) -> bool:
+    """Differences per language with their intervals, one panel per benchmark; False if there is nothing to compare."""
+    panels = {name: [line for line in part["lines"] if "difference" in line] for name, part in summary.items()}
+    panels = {name: lines for name, lines in panels.items() if lines}
+    if not panels:
+        return False
+    height = 1.2 + 0.28 * max(map(len, panels.values()))
+    figure, axes = plt.subplots(1, len(panels), figsize=(1.2 + 2.6 * len(panels), height), squeeze=False)
+    for axis, (benchmark, lines) in zip(axes[0], panels.items()):
+        for place, line in enumerate(reversed(lines)):
+            mean, low, high = line["difference"]
+            color = "black" if line["language"] == ALL else "tab:blue"
+            axis.plot([low, high], [place, place], color=color)
+            axis.plot(mean, place, "o", color=color)
+        axis.axvline(0, color="grey", linewidth=0.8)
+        axis.set_yticks(range(len(lines)), [line["language"] for line in reversed(lines)])
+        axis.set_title(BENCHMARKS[benchmark].title)
+        axis.set_xlabel(f"{METRIC_NAMES[summary[benchmark]['metric']]}, points")
+    figure.suptitle("connected − vanilla, with 95 % bootstrap intervals", fontsize=10)
+    figure.tight_layout()
+    partial = Path(path).with_name(f".writing-{Path(path).name}")
+    figure.savefig(partial, dpi=150)
+    plt.close(figure)
+    partial.replace(path)
+    return True
+
+
+__all__ = ["markdown", "plot", "summarise", "tables"]
