@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
+
+from cc_model.compat import CACHE
 
 
 class ChoiceScore(NamedTuple):
@@ -72,7 +73,7 @@ def score_choices(
     longer = max(map(len, flat)) > 1
     cache = DynamicCache(config=model.config.get_text_config(decoder=True)) if longer else None
     if longer:
-        inputs[cache_argument(model)] = cache
+        inputs[CACHE] = cache
     logits = model(**inputs, use_cache=longer, logits_to_keep=1).logits[:, -1]
     owner = torch.tensor([row for row, given in enumerate(choices) for _ in given], device=device)
     targets = torch.tensor([choice[0] for choice in flat], device=device)
@@ -95,13 +96,12 @@ def _continue(
     steps = torch.arange(width, device=device)
     real = (steps < sizes[:, None]).long()
     padded = torch.tensor([list(choice) + [0] * (width + 1 - len(choice)) for choice in choices], device=device)
-    named = {cache_argument(model): cache}
     logits = model(
         input_ids=padded[:, :-1],
         attention_mask=torch.cat([mask, real], dim=1),
         position_ids=lengths[:, None] + steps,
         use_cache=True,
-        **named,
+        **{CACHE: cache},
     ).logits
     return _scored(logits, padded[:, 1:], real)
 
@@ -111,11 +111,6 @@ def _scored(logits: Tensor, targets: Tensor, real: Tensor) -> tuple[Tensor, Tens
     logprobs = logits.float().log_softmax(dim=-1).gather(-1, targets[..., None])[..., 0]
     hits = (logits.argmax(dim=-1) == targets) | (real == 0)
     return torch.where(real != 0, logprobs, 0.0).sum(dim=1), hits.all(dim=1)
-
-
-def cache_argument(model: Any) -> str:
-    """What the model's forward calls its key/value cache; transformers renamed it."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def _check(model: Any, prompts: Any, choices: Any, connection_index: Any) -> None:

@@ -121,7 +121,7 @@ def run_evaluate(options: EvaluateArguments, console: Console | None = None) -> 
 
 
 def _advance(bar: Any, per_row: int, requests: int) -> None:
-    bar.update(requests / per_row)
+    bar.update(requests // per_row)
 
 
 def _listed(text: str) -> list[str]:

@@ -63,7 +63,9 @@ def test_tokens_are_those_of_training(family):
 
 def test_system_turn():
     lm, _, _ = made("llama3", system="zwei drei")
-    assert "system<|end_header_id|>\n\nzwei drei<|eot_id|>" in lm.apply_chat_template([{"role": "user", "content": "a"}])
+    assert "system<|end_header_id|>\n\nzwei drei<|eot_id|>" in lm.apply_chat_template(
+        [{"role": "user", "content": "a"}]
+    )
 
 
 @pytest.mark.parametrize("connection", [True, False])
@@ -91,7 +93,9 @@ def test_without_the_connection_it_is_lm_evals_own_model():
     asked = generations(texts, max_gen_toks=5)
     assert lm.generate_until(asked, disable_tqdm=True) == stock.generate_until(asked, disable_tqdm=True)
     rolling = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in texts]
-    assert lm.loglikelihood_rolling(rolling, True) == pytest.approx(stock.loglikelihood_rolling(rolling, True), abs=1e-5)
+    assert lm.loglikelihood_rolling(rolling, True) == pytest.approx(
+        stock.loglikelihood_rolling(rolling, True), abs=1e-5
+    )
 
 
 def test_generation_connects_and_the_switch_works():

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lm_eval.api.task
 from lm_eval import evaluate
 from lm_eval.tasks import TaskManager
 
@@ -65,7 +68,8 @@ class Runs:
     def run(self, lm: Any, benchmark: str, language: str, mode: str, task: Any) -> Result:
         """Evaluate a task with lm-eval and save its result."""
         start = time.perf_counter()
-        found = evaluate(lm, {"tasks": {task.config.task: task}}, bootstrap_iters=0, apply_chat_template=True)
+        with without_bars():
+            found = evaluate(lm, {"tasks": {task.config.task: task}}, bootstrap_iters=0, apply_chat_template=True)
         samples = sorted(found["samples"][task.config.task], key=lambda sample: sample["doc_id"])
         result = {
             "benchmark": benchmark,
@@ -79,6 +83,17 @@ class Runs:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(result, ensure_ascii=False, indent=1) + "\n")
         return result
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Without lm-eval's progress bar for writing prompts, one per task, which nothing else turns off."""
+    shown = lm_eval.api.task.tqdm
+    lm_eval.api.task.tqdm = partial(shown, disable=True)
+    try:
+        yield
+    finally:
+        lm_eval.api.task.tqdm = shown
 
 
 def load_task(

@@ -72,36 +72,37 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def headings(benchmark: str, lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Column names of a benchmark's table."""
-    metrics = BENCHMARKS[benchmark].metrics
-    modes = [mode for mode in (VANILLA, CONNECTED) if any(mode in line for line in lines)]
-    columns = [f"{mode}, {METRIC_NAMES[metric]}" for metric in metrics for mode in modes]
-    return ["language", "rows", *columns, *(["difference [95 %]"] if len(modes) == 2 else [])]
+def title(benchmark: str) -> str:
+    """What stands above a benchmark's table."""
+    metrics = " / ".join(METRIC_NAMES[metric] for metric in BENCHMARKS[benchmark].metrics)
+    return f"{BENCHMARKS[benchmark].title}: {metrics} (percent)"
 
 
-def cells(benchmark: str, line: Mapping[str, Any], columns: int) -> list[str]:
-    """One line of a benchmark's table as text."""
-    metrics = BENCHMARKS[benchmark].metrics
-    modes = [mode for mode in (VANILLA, CONNECTED) if mode in line]
-    found = [line["language"], str(line["rows"])]
-    found += [f"{line[mode][metric]:.1f}" for metric in metrics for mode in modes]
-    if "difference" in line:
-        mean, low, high = line["difference"]
-        found.append(f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]")
-    return found + [""] * (columns - len(found))
+def cells(lines: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """A benchmark's table as text, the names of the columns first; the difference is the first metric's."""
+    modes = [mode for mode in (VANILLA, CONNECTED) if mode in lines[0]]
+    both = len(modes) == 2
+    found = [["language", "rows", *modes, *(["difference [95 %]"] if both else [])]]
+    for line in lines:
+        row = [line["language"], str(line["rows"])]
+        row += [" / ".join(f"{value:.1f}" for value in line[mode].values()) for mode in modes]
+        if both:
+            mean, low, high = line["difference"]
+            row.append(f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]")
+        found.append(row)
+    return found
 
 
 def tables(summary: Summary) -> list[Table]:
     """One table per benchmark, for the terminal."""
     shown = []
     for benchmark, part in summary.items():
-        names = headings(benchmark, part["lines"])
-        table = Table(title=f"{BENCHMARKS[benchmark].title} (percent)", title_justify="left")
+        names, *rows = cells(part["lines"])
+        table = Table(title=title(benchmark), title_justify="left")
         for number, name in enumerate(names):
             table.add_column(name, justify="left" if number == 0 else "right")
-        for line in part["lines"]:
-            table.add_row(*cells(benchmark, line, len(names)), style="bold" if line["language"] == ALL else "")
+        for row in rows:
+            table.add_row(*row, style="bold" if row[0] == ALL else "")
         shown.append(table)
     return shown
 
@@ -110,11 +111,9 @@ def markdown(summary: Summary) -> str:
     """The tables as Markdown."""
     parts = []
     for benchmark, part in summary.items():
-        names = headings(benchmark, part["lines"])
-        rows = [names, ["---", *["---:"] * (len(names) - 1)]]
-        rows += [cells(benchmark, line, len(names)) for line in part["lines"]]
-        parts += [f"## {BENCHMARKS[benchmark].title} (percent)", ""]
-        parts += [f"| {' | '.join(row)} |" for row in rows] + [""]
+        names, *rows = cells(part["lines"])
+        ruled = [names, ["---", *["---:"] * (len(names) - 1)], *rows]
+        parts += [f"## {title(benchmark)}", "", *[f"| {' | '.join(row)} |" for row in ruled], ""]
     return "\n".join(parts)
 
 
