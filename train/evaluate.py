@@ -11,6 +11,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,9 @@ def run_evaluate(options: EvaluateArguments, console: Console | None = None) -> 
     for table in tables(summary):
         console.print(table)
     out = Path(options.out)
-    write_text(out / "results.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    versions = {name: version(name) for name in ("torch", "transformers", "lm_eval")}
+    about = {"options": vars(options), "versions": versions}
+    write_text(out / "results.json", json.dumps({**about, "benchmarks": summary}, indent=1, ensure_ascii=False) + "\n")
     write_text(out / "results.md", markdown(summary))
     plotted = plot(summary, out / "differences.png")
     console.print(f"wrote results.json, results.md{', differences.png' if plotted else ''} and rows/ to {options.out}")
