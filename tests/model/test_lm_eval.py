@@ -1,8 +1,6 @@
 """The lm-eval model type `cc`: its prompts are the collator's, its scores and answers the connected model's."""
 
-import json
 import random
-import sys
 
 import pytest
 import torch
@@ -16,7 +14,7 @@ from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 
 from cc_model import ParallelCollator
-from cc_model.integrations.lm_eval import ConnectedLM, main
+from cc_model.integrations.lm_eval import ConnectedLM
 from cc_model.scoring import score_choices
 
 FAMILIES = ["llama3", "qwen2", "mistral", "plain"]
@@ -173,34 +171,16 @@ def test_errors():
         short.loglikelihood([Instance("loglikelihood", {}, ("eins", " ".join(["zwei"] * 4)), 0)], disable_tqdm=True)
 
 
-TASK = """
-task: words
-output_type: multiple_choice
-dataset_path: json
-dataset_kwargs: {data_files: {test: ROWS}}
-test_split: test
-doc_to_text: question
-doc_to_choice: choices
-doc_to_target: label
-metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
-"""
-
-
-def test_command_line(tmp_path, monkeypatch, capsys):
-    rows = [{"question": text, "choices": ANSWERS, "label": number % 3} for number, text in enumerate(ASKED)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "words.yaml").write_text(TASK.replace("ROWS", json.dumps(str(tmp_path / "rows.jsonl"))))
+def test_from_a_folder(tmp_path):
+    """As the command line makes it, in both modes; tests/train/test_evaluate.py runs the command."""
     lm, model, tokenizer = made("llama3")
-    model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    arguments = ["run", "--model", "cc", "--model_args", f"pretrained={tmp_path / 'model'}", "--device", "cpu"]
-    arguments += ["--tasks", str(tmp_path / "words.yaml"), "--apply_chat_template", "--batch_size", "2"]
-    arguments += ["--output_path", str(tmp_path / "out"), "--log_samples"]
-    monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments])
-    main()
-    assert "words" in capsys.readouterr().out
-    (samples,) = (tmp_path / "out").rglob("samples_words*.jsonl")
-    logged = sorted(map(json.loads, samples.read_text().splitlines()), key=lambda sample: sample["doc_id"])
-    found = [float(score[0][0]) for sample in logged for score in sample["resps"]]
-    expected = [score for score, _ in lm.loglikelihood(choices(lm), disable_tqdm=True)]
-    assert found == pytest.approx(expected, abs=1e-4)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    for connection in (True, False):
+        lm.connection = connection
+        more = {"batch_size": 2, "device": "cpu"}
+        loaded = ConnectedLM.create_from_arg_string(f"pretrained={tmp_path},connection={connection}", more)
+        found = [score for score, _ in loaded.loglikelihood(choices(loaded), disable_tqdm=True)]
+        assert found == pytest.approx(
+            [score for score, _ in lm.loglikelihood(choices(lm), disable_tqdm=True)], abs=1e-5
+        )

@@ -14,11 +14,13 @@ from PIL import Image
 from rich.console import Console
 
 from cc_model import connection_disabled
+from cc_model.integrations.lm_eval import main as lm_eval_command
 from train.answers import generate_answers
 from train.evaluate import EvaluateArguments, main, run_evaluate
 from train.evaluation.benchmarks import BENCHMARKS, languages_of, prompts
-from train.evaluation.runs import Runs
+from train.evaluation.runs import TASKS, Runs
 from train.evaluation.scorers import exact_match, f1, rouge_l
+from train.evaluation.summary import summarise
 from train.models import load_trained
 
 SAMPLE = Path(__file__).parents[3] / "shared" / "eval_sample"
@@ -131,9 +133,32 @@ def test_summary_is_what_the_rows_say(whole):
         text = f"{mean['difference'][0]:+.1f} [{mean['difference'][1]:+.1f}, {mean['difference'][2]:+.1f}]"
         assert text in shown
         assert text in (out / "results.md").read_text()
+    assert [line["constant"] for line in results["benchmarks"]["xstorycloze"]["lines"]] == pytest.approx([200 / 3] * 11)
     assert any(line["difference"][0] != 0 for part in results["benchmarks"].values() for line in part["lines"])
     with Image.open(out / "differences.png") as image:
         assert image.width > 1500
+
+
+def test_translations_are_redrawn_together():
+    """Ten languages of the same 40 questions are not 400 questions."""
+    scores = np.random.default_rng(0).integers(0, 2, (2, 40)).astype(float)
+
+    def mean_interval(ids):
+        given = [
+            {
+                **{"benchmark": "mkqa", "language": language, "mode": mode},
+                "results": [{"id": ids(number, language), "f1": score, "exact_match": 0.0} for number, score in rows],
+            }
+            for mode, rows in zip(MODES, (list(enumerate(row)) for row in scores))
+            for language in languages_of("mkqa")
+        ]
+        *lines, mean = summarise(given)["mkqa"]["lines"]
+        return lines[0]["difference"], mean["difference"]
+
+    one, together = mean_interval(lambda number, language: str(number))
+    assert together == pytest.approx(one)
+    one, apart = mean_interval(lambda number, language: f"{language} {number}")
+    assert apart[2] - apart[1] < 0.5 * (one[2] - one[1])
 
 
 def test_a_killed_run_goes_on_where_it_was(root, tmp_path, monkeypatch):
@@ -172,7 +197,7 @@ def test_results_of_other_settings_are_not_mixed(root, tmp_path):
         run_evaluate(options(root, tmp_path, limit=1, dtype="bfloat16", **chosen))
     summary = run_evaluate(options(root, tmp_path, limit=2, overwrite=True, **chosen))
     (line,) = summary["xnli"]["lines"]
-    assert (line["rows"], set(line)) == (2, {"language", "rows", "vanilla"})
+    assert (line["rows"], set(line)) == (2, {"language", "rows", "constant", "vanilla"})
     assert not (tmp_path / "differences.png").exists()  # nothing to compare
 
 
@@ -188,6 +213,22 @@ def test_baseline_and_unpatched_models(root, tmp_path, capsys):
         result(tmp_path / kind, "mmmlu", "ko", "vanilla")["results"][0]["logprobs"] for kind in ("out", "alone")
     ]
     assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-3)
+
+
+def test_the_lm_eval_command_gives_the_same(whole, root, tmp_path, monkeypatch):
+    arguments = ["run", "--model", "cc", "--model_args", f"pretrained={root / 'model'}", "--device", "cpu"]
+    arguments += ["--include_path", str(TASKS), "--tasks", "cc_mmmlu_hi,cc_mkqa_ko", "--batch_size", "2"]
+    arguments += ["--metadata", json.dumps({"data": str(root / "data")}), "--apply_chat_template"]
+    arguments += ["--output_path", str(tmp_path), "--gen_kwargs", "max_gen_toks=6"]
+    monkeypatch.setattr("sys.argv", ["lm_eval", *arguments])
+    lm_eval_command()
+    (path,) = tmp_path.rglob("results_*.json")
+    found = json.loads(path.read_text())["results"]
+    for benchmark, language in (("mmmlu", "hi"), ("mkqa", "ko")):
+        rows = result(whole[0], benchmark, language, "connected")["results"]
+        for metric in BENCHMARKS[benchmark].metrics:
+            expected = np.mean([row[metric] for row in rows])
+            assert found[f"cc_{benchmark}_{language}"][f"{metric},none"] == pytest.approx(expected)
 
 
 def test_command_line(root, tmp_path, capsys):
@@ -221,12 +262,13 @@ def test_errors(root, tmp_path, changed, message):
 
 
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason="the sample of real rows is not beside the checkout")
-def test_real_rows(root, tmp_path):
+def test_real_rows(tmp_path):
     """All rows of the real sample, in all languages; the prompts are the paper's."""
-    model = write_model(tmp_path / "model")
     summary = run_evaluate(
         EvaluateArguments(
-            str(model), data=str(SAMPLE), out=str(tmp_path / "out"), max_length=96, max_new_tokens=2, batch_size=64
+            str(write_model(tmp_path / "model")),
+            **{"data": str(SAMPLE), "out": str(tmp_path / "out"), "mode": "connected"},
+            **{"max_length": 96, "max_new_tokens": 2, "batch_size": 64},
         )
     )
     assert {benchmark: part["lines"][-1]["rows"] for benchmark, part in summary.items()} == dict.fromkeys(summary, 200)

@@ -114,14 +114,15 @@ def load_task(
 
 
 def kept(benchmark: str, sample: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of a row: id, what the model answered, and the scores; log-likelihoods of choices too."""
+    """What is kept of a row: id, what the model answered, and the scores; of choices the right one and all scores."""
     choices = BENCHMARKS[benchmark].choices
     scores = {name: float(sample[name]) for name in BENCHMARKS[benchmark].metrics}
     if not choices:
         return {"id": sample["doc"]["id"], "answer": sample["filtered_resps"][0].strip(), **scores}
     logprobs = [score for score, _ in sample["filtered_resps"]]
     best = choices[max(range(len(choices)), key=logprobs.__getitem__)]
-    return {"id": sample["doc"]["id"], "answer": best, "logprobs": [round(value, 4) for value in logprobs], **scores}
+    right, rounded = sample["doc"]["answers"][0], [round(value, 4) for value in logprobs]
+    return {"id": sample["doc"]["id"], "answer": best, "right": right, "logprobs": rounded, **scores}
 
 
 def fingerprint(task: Any) -> str:

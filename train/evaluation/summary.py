@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,23 @@ ALL = "mean"  # over languages
 
 
 def summarise(results: Iterable[Result], resamples: int = 10_000) -> Summary:
-    """`{benchmark: {metric, lines}}`; a line has the language, its rows, the mean of every metric in each mode, and,
-    where both modes are there, `difference` (connected − vanilla of the first metric): mean and interval.
+    """`{benchmark: {metric, lines}}`, with scores in percent; the last line is the mean over languages.
 
-    All scores are in percent. The last line is the mean over languages, each counting the same.
+    | field of a line | |
+    |---|---|
+    | `language`, `rows` | |
+    | `constant` | for choices: the accuracy of always giving the same answer, at best |
+    | `vanilla`, `connected` | the mean of every metric |
+    | `difference` | connected − vanilla of the first metric: mean, and the bounds of its 95 % interval |
+
+    Every language weighs the same in the mean. Where all have the same ids, rows with one id are taken for translations
+    of each other, and the interval of the mean redraws them together: they are not so many independent rows.
 
     Example:
-        >>> row = {"benchmark": "xnli", "language": "sw", "results": [{"id": "0", "acc": 1.0}, {"id": "1", "acc": 0.0}]}
+        >>> rows = [{"id": "0", "acc": 1.0, "right": "2"}, {"id": "1", "acc": 0.0, "right": "2"}]
+        >>> row = {"benchmark": "xnli", "language": "sw", "results": rows}
         >>> summarise([{**row, "mode": "vanilla"}])["xnli"]["lines"]
-        [{'language': 'sw', 'rows': 2, 'vanilla': {'acc': 50.0}}]
+        [{'language': 'sw', 'rows': 2, 'constant': 100.0, 'vanilla': {'acc': 50.0}}]
         >>> summarise([{**row, "mode": mode} for mode in ("vanilla", "connected")])["xnli"]["lines"][0]["difference"]
         [0.0, 0.0, 0.0]
     """
@@ -54,7 +63,10 @@ def _line(
     metrics = BENCHMARKS[benchmark].metrics
     modes = [mode for mode in (VANILLA, CONNECTED) if all(mode in given for given in languages.values())]
     line: dict[str, Any] = {"language": name}
-    line["rows"] = sum(len(next(iter(given.values()))) for given in languages.values())
+    samples = [next(iter(given.values())) for given in languages.values()]
+    line["rows"] = sum(map(len, samples))
+    if BENCHMARKS[benchmark].choices:
+        line["constant"] = round(_mean([constant([row["right"] for row in rows]) for rows in samples]) * 100, 4)
     for mode in modes:
         groups = [given[mode] for given in languages.values()]
         line[mode] = {
@@ -63,9 +75,21 @@ def _line(
         }
     if len(modes) == 2:
         scores = [[[row[metrics[0]] for row in given[mode]] for given in languages.values()] for mode in modes]
+        if all([row["id"] for row in rows] == [row["id"] for row in samples[0]] for rows in samples):
+            scores = [[[_mean(column) for column in zip(*groups)]] for groups in scores]
         difference = paired_difference(scores[1], scores[0], resamples)
         line["difference"] = [round(value * 100, 4) for value in difference]
     return line
+
+
+def constant(right: Sequence[str]) -> float:
+    """The share of the most frequent answer.
+
+    Example:
+        >>> constant(["1", "2", "2", "2"])
+        0.75
+    """
+    return Counter(right).most_common(1)[0][1] / len(right)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -81,10 +105,10 @@ def title(benchmark: str) -> str:
 def cells(lines: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """A benchmark's table as text, the names of the columns first; the difference is the first metric's."""
     modes = [mode for mode in (VANILLA, CONNECTED) if mode in lines[0]]
-    both = len(modes) == 2
-    found = [["language", "rows", *modes, *(["difference [95 %]"] if both else [])]]
+    both, known = len(modes) == 2, ["constant"] if "constant" in lines[0] else []
+    found = [["language", "rows", *known, *modes, *(["difference [95 %]"] if both else [])]]
     for line in lines:
-        row = [line["language"], str(line["rows"])]
+        row = [line["language"], str(line["rows"]), *[f"{line[name]:.1f}" for name in known]]
         row += [" / ".join(f"{value:.1f}" for value in line[mode].values()) for mode in modes]
         if both:
             mean, low, high = line["difference"]
