@@ -57,6 +57,16 @@ def test_tokens_are_those_of_training(family):
     batch, mask = lm.tok_batch_encode([prompt])
     torch.testing.assert_close(batch, collator.prompts([ROW])["input_ids"])
     assert mask.all()
+    assert lm.answer_prefix == {"plain": " ", "mistral": " "}.get(family, "")
+
+
+def test_a_template_without_the_token_that_the_tokenizer_adds():
+    lm, _, tokenizer = made("mistral")
+    tokenizer.chat_template = tokenizer.chat_template.replace("{{- bos_token }}", "")
+    prompt = lm.apply_chat_template([{"role": "user", "content": ROW["instruction"]}])
+    expected = ParallelCollator(tokenizer).prompts([ROW])["input_ids"]
+    torch.testing.assert_close(lm.tok_batch_encode([prompt])[0], expected)
+    assert [lm._encode_pair(prompt, "zwei")[0]] == expected.tolist()
 
 
 def test_system_turn():
@@ -122,9 +132,9 @@ def test_published_position(family):
         assert index != [batch["input_ids"].shape[1] - 1]
         ((alone,),) = score_choices(model, batch["input_ids"].tolist(), [[answer]], index)
         assert score[0] == pytest.approx(alone.logprob, abs=1e-5)
-    generated = lm.generate_until(generations([request.args[0] for request in requests], max_gen_toks=4), True)
-    for number, text in enumerate(generated):
-        batch = collator.prompts([{"instruction": ASKED[number // len(ANSWERS)]}], pivot=False)
+    prompts = [request.args[0] for request in requests[:: len(ANSWERS)]]  # of different lengths, so padded
+    for asked, text in zip(ASKED, lm.generate_until(generations(prompts, max_gen_toks=4), True)):
+        batch = collator.prompts([{"instruction": asked}], pivot=False)
         tokens = model.generate(**batch, max_new_tokens=4, do_sample=False)[0, batch["input_ids"].shape[1] :]
         assert text == tokenizer.decode(tokens, skip_special_tokens=True)
 
