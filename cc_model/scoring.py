@@ -62,13 +62,7 @@ def score_choices(
     """
     _check(model, prompts, choices, connection_index)
     device = model.device
-    width = max(map(len, prompts))
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
-    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
-    mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
-    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(0)}
-    if connection_index is not None:
-        inputs["connection_index"] = torch.tensor(connection_index, device=device) + (width - lengths)
+    inputs, lengths = _left_padded(prompts, connection_index, device)
     flat = [choice for row in choices for choice in row]
     longer = max(map(len, flat)) > 1
     cache = DynamicCache(config=model.config.get_text_config(decoder=True)) if longer else None
@@ -80,10 +74,24 @@ def score_choices(
     total, greedy = _scored(logits[owner][:, None], targets[:, None], torch.ones_like(targets)[:, None])
     if cache is not None:
         cache.batch_select_indices(owner)
-        further = _continue(model, cache, mask[owner], lengths[owner], flat)
+        further = _continue(model, cache, inputs["attention_mask"][owner], lengths[owner], flat)
         total, greedy = total + further[0], greedy & further[1]
     scores = iter(map(ChoiceScore, total.tolist(), greedy.tolist()))
     return [[next(scores) for _ in row] for row in choices]
+
+
+def _left_padded(
+    prompts: Sequence[Sequence[int]], connection_index: Sequence[int] | None, device: torch.device
+) -> tuple[dict[str, Any], Tensor]:
+    """The arguments of the prefill, and the lengths of the prompts `(B,)`."""
+    width = max(map(len, prompts))
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+    mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(0)}
+    if connection_index is not None:
+        inputs["connection_index"] = torch.tensor(connection_index, device=device) + (width - lengths)
+    return inputs, lengths
 
 
 def _continue(
