@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -40,9 +41,17 @@ def test_commands(folder, monkeypatch, capsys):
     ]
     evaluate(commands[0][3:])
     assert (folder / "runs" / "evaluation" / "differences.png").is_file()
-    monkeypatch.setattr("sys.argv", ["lm_eval", *commands[1][3:]])
+    monkeypatch.setattr("sys.argv", ["lm_eval", *commands[1][3:], "--output_path", "logged", "--log_samples"])
     lm_eval_command()
     assert "cc_xnli_sw" in capsys.readouterr().out
+    (samples,) = (folder / "logged").rglob("samples_cc_xnli_sw*.jsonl")
+    logged = {row["doc_id"]: row for row in map(json.loads, samples.read_text(encoding="utf-8").splitlines())}
+    evaluate([*commands[0][3:], "--benchmarks", "xnli", "--languages", "sw", "--mode", "connected"])
+    saved = json.loads((folder / "runs" / "evaluation" / "rows" / "xnli" / "sw.connected.json").read_text())["results"]
+    for number, row in enumerate(saved):  # both commands score the same
+        scores = [float(score[0][0]) for score in logged[number]["resps"]]
+        assert scores == pytest.approx(row["logprobs"], abs=1e-3)
+        assert logged[number]["acc"] == row["acc"]
 
 
 def test_snippet(folder):

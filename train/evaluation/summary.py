@@ -111,7 +111,7 @@ def cells(lines: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         row = [line["language"], str(line["rows"]), *[f"{line[name]:.1f}" for name in known]]
         row += [" / ".join(f"{value:.1f}" for value in line[mode].values()) for mode in modes]
         if both:
-            mean, low, high = line["difference"]
+            mean, low, high = (round(value, 1) + 0.0 for value in line["difference"])  # never −0.0
             row.append(f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]")
         found.append(row)
     return found
