@@ -70,12 +70,12 @@ class Encoder:
             raise TypeError(f"{where}: expected a mapping of columns, got {type(feature).__name__}")
         conversation, answer = _conversation(feature, where, answers)
         pivot = _pivot_conversation(feature, where)
-        prompt = self._render(conversation, where, prompt=True)
-        pivot_text = None if pivot is None else self._render(pivot, where, prompt=True)
+        prompt = self.render(conversation, where, prompt=True)
+        pivot_text = None if pivot is None else self.render(pivot, where, prompt=True)
         if not answers:
             return _Texts(prompt, None, pivot_text)
         turn = {"role": "assistant", "content": answer}
-        full = self._render([*conversation, turn], where, prompt=False)
+        full = self.render([*conversation, turn], where, prompt=False)
         if not full.startswith(prompt):
             raise ValueError(
                 f"{where}: the chat template writes the prompt differently when an answer follows, so the answer's "
@@ -83,7 +83,8 @@ class Encoder:
             )
         return _Texts(prompt, full, pivot_text)
 
-    def _render(self, conversation: Sequence[Message], where: str, prompt: bool) -> str:
+    def render(self, conversation: Sequence[Message], where: str = "conversation", prompt: bool = True) -> str:
+        """The text of a conversation, special tokens included; with `prompt` up to where the answer begins."""
         if self.system is not None and conversation[0]["role"] != "system":
             conversation = [{"role": "system", "content": self.system}, *conversation]
         if self.plain:

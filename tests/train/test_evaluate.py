@@ -1,0 +1,266 @@
+"""train.evaluate on every benchmark and language: what it computes, shows, keeps and continues."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install 'cc-tuning[eval]')")
+
+from evaluation_data import made_rows, write_data, write_model
+from PIL import Image
+from rich.console import Console
+
+from cc_model import connection_disabled
+from train.answers import generate_answers
+from train.evaluate import EvaluateArguments, main, run_evaluate
+from train.evaluation.benchmarks import BENCHMARKS, languages_of, prompts
+from train.evaluation.runs import Runs
+from train.evaluation.scorers import exact_match, f1, rouge_l
+from train.evaluation.summary import summarise
+from train.models import load_trained
+
+SAMPLE = Path(__file__).parents[3] / "shared" / "eval_sample"
+MODES = ("vanilla", "connected")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_data(folder / "data")
+    write_model(folder / "model")
+    return folder
+
+
+def options(root, out, **changed):
+    fixed = {"data": str(root / "data"), "max_new_tokens": 6, "batch_size": 4, "device": "cpu", "resamples": 200}
+    return EvaluateArguments(str(root / "model"), out=str(out), **{**fixed, **changed})
+
+
+@pytest.fixture(scope="module")
+def whole(root):
+    """Everything, once."""
+    console = Console(record=True, width=80)
+    run_evaluate(options(root, root / "whole"), console)
+    return root / "whole", json.loads((root / "whole" / "results.json").read_text()), console.export_text()
+
+
+def result(out, benchmark, language, mode):
+    return json.loads((out / "rows" / benchmark / f"{language}.{mode}.json").read_text(encoding="utf-8"))
+
+
+def test_every_row_of_every_language_is_scored(whole):
+    out, results, _ = whole
+    assert list(results["benchmarks"]) == list(BENCHMARKS)
+    for benchmark in BENCHMARKS:
+        for language in languages_of(benchmark):
+            for mode in MODES:
+                found = result(out, benchmark, language, mode)["results"]
+                assert [row["id"] for row in found] == ["0", "1", "2"]
+                assert all(0 <= row[name] <= 1 for row in found for name in BENCHMARKS[benchmark].metrics)
+        lines = results["benchmarks"][benchmark]["lines"]
+        assert [line["language"] for line in lines] == [*languages_of(benchmark), "mean"]
+        assert [line["rows"] for line in lines] == [3] * 10 + [30]
+
+
+@torch.no_grad()
+def test_choices_are_scored_after_the_trained_prompt(whole, root):
+    """Every choice with a forward of its own over the collator's row, connected at the last prompt token."""
+    out, _, _ = whole
+    model, collator = load_trained(str(root / "model"), "cpu")
+    for benchmark, language in (("xnli", "th"), ("xstorycloze", "te"), ("mmmlu", "yo")):
+        choices = BENCHMARKS[benchmark].choices
+        saved = {mode: result(out, benchmark, language, mode)["results"] for mode in MODES}
+        for number, row in enumerate(made_rows(benchmark, language, 3)):
+            for mode in MODES:
+                expected = []
+                for choice in choices:
+                    batch = collator([{"instruction": row["prompt"], "output": choice}])
+                    labels = batch.pop("labels")[0]
+                    inputs = {"input_ids": batch["input_ids"], "connection_index": batch["connection_index"]}
+                    if mode == "connected":
+                        logits = model(**inputs).logits[0]
+                    else:
+                        with connection_disabled(model):
+                            logits = model(inputs["input_ids"]).logits[0]
+                    at = (labels != -100).nonzero()[:-1, 0]  # without the end of the turn
+                    expected.append(float(logits.log_softmax(-1)[at - 1, labels[at]].sum()))
+                found = saved[mode][number]
+                assert found["logprobs"] == pytest.approx(expected, abs=1e-3)
+                assert found["answer"] == choices[int(np.argmax(expected))]
+                assert found["acc"] == float(found["answer"] == row["answer"])
+
+
+@pytest.mark.parametrize("task", ["mkqa ja", "xquad ar", "xlsum hi"])
+def test_answers_are_generated_as_by_train_generate(whole, root, task):
+    benchmark, language = task.split()
+    out, _, _ = whole
+    model, collator = load_trained(str(root / "model"), "cpu")
+    rows = made_rows(benchmark, language, 3)
+    asked = [{"instruction": row["prompt"]} for row in rows]
+    answers = {"connected": generate_answers(model, collator, asked, max_new_tokens=6, progress=False)}
+    with connection_disabled(model):
+        answers["vanilla"] = generate_answers(model, collator, asked, max_new_tokens=6, progress=False)
+    assert answers["vanilla"] != answers["connected"]
+    for mode in MODES:
+        for found, text, row in zip(result(out, benchmark, language, mode)["results"], answers[mode], rows):
+            assert found["answer"] == text.split("\n")[0].strip()
+            given = (found["answer"], row["answer"], language)
+            if benchmark == "xlsum":
+                assert found["rougeL"] == rouge_l(*given)
+            else:
+                assert (found["f1"], found["exact_match"]) == (f1(*given), exact_match(*given))
+
+
+def test_summary_is_what_the_rows_say(whole):
+    out, results, shown = whole
+    for benchmark, part in results["benchmarks"].items():
+        metric = BENCHMARKS[benchmark].metrics[0]
+        *lines, mean = part["lines"]
+        for line in lines:
+            scores = {
+                mode: np.mean([row[metric] for row in result(out, benchmark, line["language"], mode)["results"]])
+                for mode in MODES
+            }
+            assert all(line[mode][metric] == pytest.approx(100 * scores[mode], abs=1e-3) for mode in MODES)
+            middle, low, high = line["difference"]
+            assert low <= middle <= high
+            assert middle == pytest.approx(100 * (scores["connected"] - scores["vanilla"]), abs=1e-3)
+        assert mean["difference"][0] == pytest.approx(np.mean([line["difference"][0] for line in lines]), abs=1e-3)
+        middle, low, high = (round(value, 1) + 0.0 for value in mean["difference"])
+        text = f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
+        assert text in shown
+        assert text in (out / "results.md").read_text()
+    assert [line["constant"] for line in results["benchmarks"]["xstorycloze"]["lines"]] == pytest.approx([200 / 3] * 11)
+    assert any(line["difference"][0] != 0 for part in results["benchmarks"].values() for line in part["lines"])
+    with Image.open(out / "differences.png") as image:
+        assert image.width > 1500
+
+
+def test_translations_are_redrawn_together():
+    """Ten languages of the same 40 questions are not 400 questions."""
+    scores = np.random.default_rng(0).integers(0, 2, (2, 40)).astype(float)
+
+    def mean_interval(ids):
+        given = [
+            {
+                **{"benchmark": "mkqa", "language": language, "mode": mode},
+                "results": [{"id": ids(number, language), "f1": score, "exact_match": 0.0} for number, score in rows],
+            }
+            for mode, rows in zip(MODES, (list(enumerate(row)) for row in scores))
+            for language in languages_of("mkqa")
+        ]
+        *lines, mean = summarise(given)["mkqa"]["lines"]
+        return lines[0]["difference"], mean["difference"]
+
+    one, together = mean_interval(lambda number, language: str(number))
+    assert together == pytest.approx(one)
+    one, apart = mean_interval(lambda number, language: f"{language} {number}")
+    assert apart[2] - apart[1] < 0.5 * (one[2] - one[1])
+
+
+def test_a_killed_run_goes_on_where_it_was(root, tmp_path, monkeypatch):
+    chosen = {"benchmarks": "xnli,mkqa", "languages": "zh,ar", "limit": 2}
+    run_evaluate(options(root, tmp_path / "uninterrupted", **chosen))
+    done, stock = [], Runs.run
+
+    def dying(self, lm, benchmark, language, mode, task):
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        done.append((benchmark, language, mode))
+        return stock(self, lm, benchmark, language, mode, task)
+
+    monkeypatch.setattr(Runs, "run", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run_evaluate(options(root, tmp_path / "killed", **chosen))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("*.json")}
+    assert len(before) == 5
+    assert not (tmp_path / "killed" / "results.json").exists()
+    done.clear()
+    run_evaluate(options(root, tmp_path / "killed", **chosen))
+    assert len(done) == 3
+    assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
+    for path in (tmp_path / "killed" / "rows").rglob("*.json"):
+        once = tmp_path / "uninterrupted" / path.relative_to(tmp_path / "killed")
+        assert json.loads(path.read_text())["results"] == json.loads(once.read_text())["results"]
+    assert not list((tmp_path / "killed").rglob(".writing-*"))
+
+
+def test_results_of_other_settings_are_not_mixed(root, tmp_path):
+    chosen = {"benchmarks": "xnli", "languages": "zh", "mode": "vanilla"}
+    run_evaluate(options(root, tmp_path, limit=1, **chosen))
+    with pytest.raises(ValueError, match=r"out: .*zh.vanilla.json was made with rows="):
+        run_evaluate(options(root, tmp_path, limit=2, **chosen))
+    with pytest.raises(ValueError, match="was made with dtype='auto', now it is 'bfloat16'"):
+        run_evaluate(options(root, tmp_path, limit=1, dtype="bfloat16", **chosen))
+    summary = run_evaluate(options(root, tmp_path, limit=2, overwrite=True, **chosen))
+    (line,) = summary["xnli"]["lines"]
+    assert (line["rows"], set(line)) == (2, {"language", "rows", "constant", "vanilla"})
+    assert not (tmp_path / "differences.png").exists()  # nothing to compare
+
+
+def test_baseline_and_unpatched_models(root, tmp_path, capsys):
+    other = write_model(tmp_path / "plain", patched=False, seed=5)
+    chosen = {"benchmarks": "mmmlu", "languages": "ko"}
+    compared = run_evaluate(options(root, tmp_path / "out", baseline=str(other), **chosen))
+    alone = run_evaluate(
+        EvaluateArguments(str(other), out=str(tmp_path / "alone"), mode="vanilla", data=str(root / "data"), **chosen)
+    )
+    assert compared["mmmlu"]["lines"][0]["vanilla"] == alone["mmmlu"]["lines"][0]["vanilla"]
+    logprobs = [
+        result(tmp_path / kind, "mmmlu", "ko", "vanilla")["results"][0]["logprobs"] for kind in ("out", "alone")
+    ]
+    assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-3)
+
+
+def test_command_line(root, tmp_path, capsys):
+    config = tmp_path / "evaluate.yaml"
+    config.write_text(f"model: {root / 'model'}\ndata: {root / 'data'}\nbenchmarks: xlsum\nlanguages: fr\n")
+    main([str(config), "--out", str(tmp_path / "out"), "--max_new_tokens", "2", "--device", "cpu"])
+    assert "XLSum: ROUGE-L (percent)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model": ""}, "model: expected --model"),
+        ({"model": "nowhere"}, "model: expected the output folder of train.sft"),
+        ({"model": "{bare}"}, "connection: expected a patched model with a Transform Matrix"),
+        ({"mode": "english"}, "mode: expected some of vanilla, connected, got 'english'"),
+        ({"mode": ""}, "mode: expected some of vanilla, connected, got ''"),
+        ({"benchmarks": "xnli,glue"}, "benchmarks: expected some of xnli, .*, got 'glue'"),
+        ({"benchmarks": "xnli", "languages": "ja"}, "languages: expected some of ar, .*, got 'ja'"),
+        ({"data": "nowhere"}, "data: expected a file xnli.jsonl in 'nowhere', found none"),
+        ({"limit": 0}, "limit: expected a positive number, got 0"),
+        ({"batch_size": 0}, "batch_size: expected a positive number, got 0"),
+    ],
+)
+def test_errors(root, tmp_path, changed, message):
+    if "{bare}" in changed.values():
+        changed = {"model": str(write_model(tmp_path / "bare", matrix=False))}
+    arguments = {"model": str(root / "model"), "data": str(root / "data"), "out": str(tmp_path / "out")}
+    arguments |= {"benchmarks": "xnli", **changed}
+    with pytest.raises(SystemExit, match=f"train.evaluate: {message}"):
+        main([part for name, value in arguments.items() for part in (f"--{name}", str(value))])
+
+
+@pytest.mark.skipif(not SAMPLE.is_dir(), reason="the sample of real rows is not beside the checkout")
+def test_real_rows(tmp_path):
+    """All rows of the real sample, in all languages; the prompts are the paper's."""
+    summary = run_evaluate(
+        EvaluateArguments(
+            str(write_model(tmp_path / "model")),
+            **{"data": str(SAMPLE), "out": str(tmp_path / "out"), "mode": "connected"},
+            **{"max_length": 96, "max_new_tokens": 2, "batch_size": 64},
+        )
+    )
+    assert {benchmark: part["lines"][-1]["rows"] for benchmark, part in summary.items()} == dict.fromkeys(summary, 200)
+    for benchmark in summary:
+        rows = [json.loads(line) for line in (SAMPLE / f"{benchmark}.jsonl").read_text(encoding="utf-8").splitlines()]
+        for row in rows:
+            template = prompts()[benchmark][row["language"]]
+            start, end = template.split("{", 1)[0], template.rsplit("}", 1)[1]
+            assert row["prompt"].startswith(start)
+            assert row["prompt"].endswith(end)

@@ -1,0 +1,162 @@
+"""Measure a fine-tuned model on XNLI, XStoryCloze, MMMLU, XQuAD, MKQA and XLSum, with the connection and without.
+
+python -m train.evaluate --model runs/mine --out runs/mine-eval
+python -m train.evaluate --model runs/mine --benchmarks xnli,mkqa --languages zh,ar --data my-rows --limit 200
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from tqdm.auto import tqdm
+
+from cc_model.files import write_text
+from train.arguments import option, parse
+from train.evaluation.benchmarks import BENCHMARKS, chosen
+from train.models import load_options, load_trained, set_end_of_turn
+
+DESCRIPTION = (
+    "Evaluate a model that train.sft trained and train.fit_transform fitted, per language, in two modes: connected, "
+    "and vanilla (without the connection). Results are kept per language: run the same command again to go on after an "
+    "interruption. The options may stand in a YAML file given first."
+)
+
+
+@dataclass
+class EvaluateArguments:
+    """What to evaluate, and how."""
+
+    _argument_group_name = "evaluate"
+
+    model: str = option("", "Folder that train.sft or train.fit_transform wrote (required).")
+    baseline: str | None = option(
+        None, "Folder of another model for the mode vanilla, such as one trained with --method vanilla."
+    )
+    benchmarks: str = option(",".join(BENCHMARKS), "Which, with commas between.")
+    languages: str | None = option(None, "Language codes with commas between; left out: the paper's ten of each.")
+    mode: str = option("vanilla,connected", "vanilla, connected, or both.")
+    data: str | None = option(None, "Folder with <benchmark>.jsonl; left out: the Hugging Face hub.")
+    out: str = option("runs/evaluation", "Folder for results, tables and plot.")
+    limit: int | None = option(None, "Only the first N rows of each language.")
+    batch_size: int = option(16, "Rows of a forward.")
+    max_new_tokens: int | None = option(None, "Most tokens of an answer; left out: 64, and 128 for summaries.")
+    max_length: int | None = option(None, "Most tokens of prompt and answer; longer prompts lose their beginning.")
+    resamples: int = option(10_000, "Of the bootstrap.")
+    overwrite: bool = option(False, "Evaluate anew what --out holds already.")
+    dtype: str = option("auto", "auto (as saved), float32, bfloat16 or float16.")
+    device: str = option("auto", "auto, cpu, cuda, ...")
+
+
+def load_lm(folder: str, options: EvaluateArguments) -> Any:
+    """The lm-eval model of a folder: reads prompts as the model was trained, and connects where it was trained to."""
+    from cc_model.integrations.lm_eval import ConnectedLM
+
+    model, collator = load_trained(folder, options.device, options.dtype)
+    set_end_of_turn(model, collator)
+    trained = load_options(folder).get("collator", {})
+    return ConnectedLM(
+        model,
+        connection=False,
+        position=trained.get("position", "last"),
+        system=trained.get("system"),
+        tokenizer=collator.tokenizer,
+        batch_size=options.batch_size,
+        max_length=options.max_length,
+    )
+
+
+def run_evaluate(options: EvaluateArguments, console: Console | None = None) -> dict[str, Any]:
+    """Evaluate, show and write; what the command line does. Returns the summary.
+
+    Raises:
+        ValueError: an option is out of range, the data cannot be read, `--out` holds other results, or the model has no
+            Transform Matrix and the mode connected was asked for.
+    """
+    from train.evaluation.runs import CONNECTED, MODES, VANILLA, Runs, load_task, weights_of
+    from train.evaluation.summary import markdown, plot, summarise, tables
+
+    console = console or Console()
+    modes = [mode for mode in MODES if mode in _listed(options.mode)]
+    _check(options, modes, MODES)
+    pairs = chosen(_listed(options.benchmarks), _listed(options.languages) if options.languages else None)
+    tasks = {
+        pair: load_task(*pair, data=options.data, limit=options.limit, max_new_tokens=options.max_new_tokens)
+        for pair in tqdm(pairs, desc="rows", unit="language", leave=False)
+    }
+    results = []
+    models: dict[str, Any] = {}
+    with tqdm(total=len(modes) * sum(len(task.test_docs()) for task in tasks.values()), unit="row") as bar:
+        for mode in reversed(modes):  # connected first: without a matrix it fails at once
+            folder = options.baseline if mode == VANILLA and options.baseline else options.model
+            fixed = {name: getattr(options, name) for name in ("dtype", "max_length")}
+            runs = Runs(options.out, {"model": folder, "weights": weights_of(folder), **fixed}, options.overwrite)
+            for (benchmark, language), task in tasks.items():
+                bar.set_description(f"{benchmark} {language} {mode}")
+                result = runs.saved(benchmark, language, mode, task)
+                if result is None:
+                    lm = models.get(folder) or models.setdefault(folder, load_lm(folder, options))
+                    lm.connection = mode == CONNECTED
+                    lm.progress = partial(_advance, bar, len(BENCHMARKS[benchmark].choices) or 1)
+                    result = runs.run(lm, benchmark, language, mode, task)
+                else:
+                    bar.update(len(result["results"]))
+                results.append(result)
+    summary = summarise(results, options.resamples)
+    for table in tables(summary):
+        console.print(table)
+    out = Path(options.out)
+    versions = {name: version(name) for name in ("torch", "transformers", "lm_eval")}
+    about = {"options": vars(options), "versions": versions}
+    write_text(out / "results.json", json.dumps({**about, "benchmarks": summary}, indent=1, ensure_ascii=False) + "\n")
+    write_text(out / "results.md", markdown(summary))
+    plotted = plot(summary, out / "differences.png")
+    console.print(f"wrote results.json, results.md{', differences.png' if plotted else ''} and rows/ to {options.out}")
+    return summary
+
+
+def _advance(bar: Any, per_row: int, requests: int) -> None:
+    bar.update(requests // per_row)
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _check(options: EvaluateArguments, modes: Sequence[str], known: Sequence[str]) -> None:
+    if not options.model:
+        raise ValueError("model: expected --model, the folder that train.sft wrote")
+    wrong = [mode for mode in _listed(options.mode) if mode not in known]
+    if wrong or not modes:
+        raise ValueError(f"mode: expected some of {', '.join(known)}, got {options.mode!r}")
+    for name in ("limit", "batch_size", "max_new_tokens", "max_length", "resamples"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: expected a positive number, got {value}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # its warnings are about options that are set here
+    (options,) = parse((EvaluateArguments,), "train.evaluate", DESCRIPTION, arguments)
+    if find_spec("lm_eval") is None:
+        raise SystemExit("train.evaluate: lm-eval is not installed (pip install 'cc-tuning[eval,train]')")
+    try:
+        run_evaluate(options)
+    except (ValueError, TypeError) as error:
+        raise SystemExit(f"train.evaluate: {error}") from error
+
+
+if __name__ == "__main__":
+    main()
+
+__all__ = ["EvaluateArguments", "load_lm", "run_evaluate"]
