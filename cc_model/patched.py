@@ -186,8 +186,9 @@ class PatchedCausalLM:
             RuntimeError: a block was replaced after `patch_model`; the message names it.
         """
         slots = []
+        name = spec_of(self).mlp
         for index, layer in enumerate(layers_of(self)):
-            feed_forward = getattr(layer, spec_of(self).mlp)
+            feed_forward = getattr(layer, name)
             slot = getattr(feed_forward, "cc_slot", None)
             if slot is None:
                 raise RuntimeError(
