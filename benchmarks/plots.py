@@ -86,6 +86,23 @@ def loss_plot(record: dict[str, Any], path: Path) -> Path:
     return _finish(figure, path)
 
 
+def fit_plot(record: dict[str, Any], path: Path) -> Path:
+    """Peak memory and time of the matrix fit against the number of pairs."""
+    figure, sides = plt.subplots(1, 2, figsize=(9, 3.6))
+    for method, colour in (("streaming", COLOURS["ours"]), ("stacking", COLOURS["hooks"])):
+        rows = [row for row in record["rows"] if row["method"] == method and "seconds" in row]
+        pairs = [row["pairs"] for row in rows]
+        sides[0].plot(pairs, [row["bytes"] / 2**20 for row in rows], marker="o", label=method, color=colour)
+        sides[1].plot(pairs, [row["seconds"] for row in rows], marker="o", label=method, color=colour)
+    for axes, label in zip(sides, ("peak memory, MiB", "seconds")):
+        axes.set_xscale("log")
+        axes.set_xlabel("prompt pairs")
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize=8)
+    return _finish(figure, path)
+
+
 def plot_profile(record: dict[str, Any], folder: Path, prefix: str = "") -> list[Path]:
     """The plots that a `profile_fusion` record has the numbers for."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -167,6 +167,77 @@ def failures(record: dict[str, Any]) -> list[str]:
     return found
 
 
+def train_run_table(record: dict[str, Any]) -> Table:
+    """One row per backend."""
+    rows = []
+    for name, run in record["runs"].items():
+        loss, peak = run["loss"], run["peak_bytes"]
+        rows.append(
+            [
+                name,
+                milliseconds(run["seconds"]),
+                ratio(run["ratio"]),
+                f"{run['tokens_per_second']:,.0f}",
+                "–" if peak is None else _mebibytes(peak),
+                f"{loss[0]:.4f} → {loss[-1]:.4f}",
+            ]
+        )
+    difference = record["loss_difference"]
+    title = (
+        f"{record['arguments']['model']}, {record['facts']['device']}: {record['steps']} steps, "
+        f"losses differ by at most {difference['max']:.1e}, on average {difference['mean']:.1e}"
+    )
+    return Table(title, ["kernels", "step ms", "÷ torch", "tokens/s", "peak MiB", "loss"], rows)
+
+
+def fit_table(record: dict[str, Any]) -> Table:
+    """One row per number of pairs."""
+    by_pairs: dict[int, dict[str, Any]] = {}
+    for row in record["rows"]:
+        by_pairs.setdefault(row["pairs"], {})[row["method"]] = row
+    rows = []
+    for pairs, methods in by_pairs.items():
+        cells = [f"{pairs:,}"]
+        for method in ("streaming", "stacking"):
+            of = methods.get(method, {})
+            cells += [f"{of['seconds']:.2f}", _mebibytes(of["bytes"])] if "seconds" in of else ["–", "–"]
+        difference = methods.get("stacking", {}).get("matrix_difference")
+        rows.append([*cells, "–" if difference is None else f"{difference:.1e}"])
+    header = ["pairs", "streaming s", "peak MiB", "stacking s", "peak MiB", "difference of the matrices"]
+    return Table(f"Matrix fit, {record['arguments']['model']}, {record['facts']['device']}", header, rows)
+
+
+def kernel_tables(record: dict[str, Any]) -> Iterator[Table]:
+    """One table per op of a `gpu_check` record."""
+    header = ["case", "implementation", "device µs", "share of copy", "share of read", "eager µs"]
+    for op, cases in record["sections"].items():
+        if not isinstance(cases, list) or not cases or "implementation" not in cases[0]:
+            continue
+        rows = []
+        for row in cases:
+            on_device = f"{row['device_us']['median']:.2f}" if "device_us" in row else row.get("refused", "–")[:60]
+            shares = [f"{row[share]:.0%}" if share in row else "–" for share in ("share_of_copy", "share_of_read")]
+            eager = f"{row['eager_us']['median']:.1f}" if "eager_us" in row else "–"
+            rows.append([row["case"], row["implementation"], on_device, *shares, eager])
+        yield Table(f"{op}, {record['sections']['device'].get('gpu', 'CPU')}", header, rows)
+
+
+def suite_tables(record: dict[str, Any]) -> Iterator[Table]:
+    """One table per group of a pytest-benchmark record."""
+    groups: dict[str, list[list[str]]] = {}
+    for test in record["benchmarks"]:
+        extra, stats = test["extra_info"], test["stats"]
+        row = [
+            extra["implementation"],
+            f"{1e6 * stats['median']:.1f} ({1e6 * stats['q1']:.1f}–{1e6 * stats['q3']:.1f})",
+            f"{extra['gb_per_s']:.1f}",
+            f"{extra['share_of_copy']:.0%}",
+        ]
+        groups.setdefault(test["group"], []).append(row)
+    for name, rows in groups.items():
+        yield Table(name, ["implementation", "µs", "GB/s", "share of copy"], rows)
+
+
 def show(record: dict[str, Any]) -> None:
     """Print the tables: with rich where it is installed."""
     for table in profile_tables(record):
