@@ -138,6 +138,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = command.parse_args(argv)
     if min(arguments.pairs) < 1:
         command.error(f"--pairs: expected numbers of 1 or more, got {min(arguments.pairs)}")
+    if arguments.model not in NAMES and not Path(arguments.model).is_dir():
+        command.error(f"--model: expected one of {', '.join(NAMES)}, or a folder, got {arguments.model!r}")
     if arguments.measure is not None:
         method, count, folder = arguments.measure
         print(json.dumps(measure(method, int(count), arguments, str(Path(folder, f"{method}.safetensors")))))

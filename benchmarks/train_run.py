@@ -25,6 +25,7 @@ from cc_model import patch_model
 
 BACKENDS = {"fused": "auto", "torch": "torch"}
 PERIOD, SYMBOLS = 16, 256
+FEWEST_STEPS = 6  # the first of which are warm-up
 
 
 def patterned_rows(rows: int, tokens: int, generator: torch.Generator) -> Tensor:
@@ -90,7 +91,7 @@ def train(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]
     started = time.monotonic()
     peaks: dict[str, int] = {}
     for number, batch in zip(range(arguments.steps), batches(arguments, layers, device)):
-        if time.monotonic() - started > arguments.seconds:
+        if number >= FEWEST_STEPS and time.monotonic() - started > arguments.seconds:
             print(f"stopped after {number} steps: no time left", flush=True)
             break
         for name, run in runs.items():
@@ -140,7 +141,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--prompt", type=int, default=256, help="tokens; %(default)s")
     made.add_argument("--answer", type=int, default=128, help="tokens; %(default)s")
     made.add_argument("--learning-rate", type=float, default=1e-4, help="%(default)s")
-    made.add_argument("--seconds", type=float, default=float("inf"), help="no step starts after")
+    made.add_argument("--seconds", type=float, default=float("inf"), help="no step starts after, except the first few")
     made.add_argument("--seed", type=int, default=0, help="of weights, rows and noise; %(default)s")
     made.add_argument("--out", type=Path, metavar="FILE", help="the record, as JSON")
     return made
