@@ -74,8 +74,8 @@ def measure(method: str, count: int, arguments: argparse.Namespace, matrix_file:
     def batches(count: int) -> Iterator[dict[str, Tensor]]:
         return pairs_of(count, arguments.batch, arguments.prompt, model.config.vocab_size, device)
 
-    mode = make_modes([Hooks], model)[0] if method == "stacking" else None
-    patched = patch_model(model) if mode is None else None
+    mode: Any = make_modes([Hooks], model)[0] if method == "stacking" else None
+    patched: Any = patch_model(model) if mode is None else None
 
     def fit(count: int) -> Tensor:
         if mode is not None:

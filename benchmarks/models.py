@@ -95,7 +95,8 @@ def build(name: str, device: torch.device, dtype: torch.dtype, layers: int | Non
     if name not in _FIELDS and Path(name).is_dir():
         if layers is not None:
             raise ValueError(f"layers: expected none for a saved model, got {layers}")
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device).eval()
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        return loaded.to(device).eval()
     shape = shape_of(name)
     config = AutoConfig.for_model(
         **{

@@ -58,9 +58,8 @@ def curve_plot(record: dict[str, Any], path: Path) -> Path:
         ]
         x, values = zip(*points)
         axes.plot(x, [value["median"] for value in values], marker="o", label=name, color=_colour(name))
-        axes.fill_between(
-            x, *([value[end] for value in values] for end in ("low", "high")), alpha=0.2, color=_colour(name)
-        )
+        low, high = ([value[end] for value in values] for end in ("low", "high"))
+        axes.fill_between(x, low, high, alpha=0.2, color=_colour(name))
     axes.set_xscale("log", base=2)
     axes.set_xticks([point["tokens"] for point in curve], [str(point["tokens"]) for point in curve])
     axes.set_ylim(bottom=0)

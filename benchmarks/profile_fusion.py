@@ -136,9 +136,11 @@ class Profile:
         """Training steps."""
         given = self.arguments
         batch = self.batch(given.batch, given.prompt)
-        return profile_training(
+        found = profile_training(
             self.modes(), batch, self.device, given.optimizer, given.rounds, deadline, trace, progress=say
         )
+        absent = {kind.name: {"refused": "not installed"} for kind in self.kinds if not kind.available}
+        return {**found, "modes": {**found["modes"], **absent}}
 
     def infer(self, deadline: float, trace: str | None, **options: Any) -> dict[str, Any]:
         """Generation."""

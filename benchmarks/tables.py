@@ -219,7 +219,8 @@ def kernel_tables(record: dict[str, Any]) -> Iterator[Table]:
             shares = [f"{row[share]:.0%}" if share in row else "–" for share in ("share_of_copy", "share_of_read")]
             eager = f"{row['eager_us']['median']:.1f}" if "eager_us" in row else "–"
             rows.append([row["case"], row["implementation"], on_device, *shares, eager])
-        yield Table(f"{op}, {record['sections']['device'].get('gpu', 'CPU')}", header, rows)
+        device = record["sections"]["device"]
+        yield Table(f"{op}, {device.get('gpu') or device.get('device')}", header, rows)
 
 
 def suite_tables(record: dict[str, Any]) -> Iterator[Table]:

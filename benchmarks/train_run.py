@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def train(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]
             break
         for name, run in runs.items():
             if number == 2:  # the optimizer's state is there
-                peaks[name] = peak_bytes(lambda run=run, batch=batch: run.step(batch), device, run.optimizer.zero_grad)
+                peaks[name] = peak_bytes(partial(run.step, batch), device, run.optimizer.zero_grad)
                 run.losses.pop(), run.seconds.pop()
             run.step(batch)
         if number % 20 == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -43,7 +43,9 @@ def _case(rows: int, width: int, device: torch.device, dtype: torch.dtype, compi
     implementations = {"cc_kernels": transform_rows, "eager": reference.transform_rows}
     if compile_eager:
         implementations["torch.compile"] = compiled(reference.transform_rows)
-    eager_only = {"published": Published()}  # an upload from the host cannot be part of a graph
+    eager_only: dict[str, Callable[..., Tensor]] = {
+        "published": Published()
+    }  # an upload from the host cannot be part of a graph
     cost = transform_rows_forward(rows, width, dtype.itemsize)
     name = f"transform_rows {rows}x{width}"
     return Case(name, inputs, reference.transform_rows, implementations, cost, eager_only, reads=True)
