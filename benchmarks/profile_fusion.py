@@ -101,7 +101,11 @@ class Profile:
         self.record: dict[str, Any] = {
             "kind": "profile_fusion",
             "facts": facts(self.device),
-            "arguments": {name: _plain(value) for name, value in vars(arguments).items() if value is not None},
+            "arguments": {
+                name: value
+                for name, value in vars(arguments).items()
+                if value is not None and value != float("inf") and not isinstance(value, Path)
+            },
         }
         say(f"{self.record['facts']['device']}; building {arguments.model}")
         self.model: Any = build(arguments.model, self.device, DTYPES[arguments.dtype], arguments.layers, arguments.seed)
@@ -201,10 +205,6 @@ class Profile:
                 save(self.arguments.out, self.record)
         self.record["seconds"] = time.monotonic() - self.started
         return failed
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
 
 
 def main(argv: list[str] | None = None) -> int:

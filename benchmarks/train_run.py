@@ -153,7 +153,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     record = {"kind": "train_run", "facts": facts(device), **train(arguments, device)}
-    given = {name: value for name, value in vars(arguments).items() if name != "out" and value is not None}
+    left_out = (None, float("inf"), arguments.out)
+    given = {name: value for name, value in vars(arguments).items() if value not in left_out}
     record["arguments"] = given
     if arguments.out is not None:
         save(arguments.out, record)

@@ -28,6 +28,7 @@ PROMPT = {
     "added_steps": SPREAD,
     "tokens_per_second": 1.0,
     "kernels": 5,
+    "device_ms": 1.25,
     "reported_waits": 1,
 }
 INFER = {
