@@ -1,4 +1,4 @@
 """Measurements: every op beside its baselines, whole steps beside other ways to connect, all of it on a GPU.
 
-`docs/benchmarks.md` has the commands and the results. One file per op holds its cases; `baselines` holds the other ways.
+`docs/benchmarks.md` has commands and results. One file per op holds its cases; `baselines` holds the other ways.
 """

@@ -35,7 +35,9 @@ def throughput_plot(record: dict[str, Any], path: Path) -> Path:
     figure, axes = plt.subplots(figsize=(7, 3.6))
     heights = [mode["tokens_per_second"] for mode in modes.values()]
     bars = axes.bar(list(modes), heights, color=[_colour(name) for name in modes])
-    axes.bar_label(bars, [f"÷ {mode['ratio']['median']:.2f}" for mode in modes.values()], fontsize=8)
+    axes.bar_label(
+        bars, [f"÷ {mode['ratio']['median']:.2f}" for mode in modes.values()], label_type="center", fontsize=8
+    )
     predicted = modes["vanilla"]["tokens_per_second"] / section["predicted"]
     axes.axhline(
         predicted, color="black", linestyle=":", linewidth=1, label=f"FLOPs predict ÷ {section['predicted']:.2f}"

@@ -23,7 +23,7 @@ from benchmarks.models import NAMES, build
 from benchmarks.profile_inference import first_token_curve, profile_generation
 from benchmarks.profile_training import OPTIMIZERS, profile_training
 from benchmarks.record import facts, save
-from benchmarks.tables import show
+from benchmarks.terminal import show
 
 SECTIONS = ("train", "infer", "curve", "static")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

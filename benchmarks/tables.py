@@ -17,6 +17,11 @@ class Table:
     header: list[str]
     rows: Rows
 
+    def __post_init__(self) -> None:
+        widths = {len(row) for row in self.rows} - {len(self.header)}
+        if widths:
+            raise ValueError(f"rows: expected {len(self.header)} cells, as the header of {self.title!r}, got {widths}")
+
     def markdown(self) -> str:
         """As a Markdown table below its title.
 
@@ -69,6 +74,10 @@ def _launches(mode: dict[str, Any], ops: str) -> list[str]:
     return [str(counts["ops"]), str(counts["synchronising_ops"])] if counts else ["–", "–"]
 
 
+def _why(mode: dict[str, Any]) -> str:
+    return "absent" if mode["refused"] == "not installed" else "refused"
+
+
 def training_table(record: dict[str, Any], title: str) -> Table:
     """One row per mode."""
     section = record["train"]
@@ -89,7 +98,7 @@ def training_table(record: dict[str, Any], title: str) -> Table:
     rows = []
     for name, mode in section["modes"].items():
         if "refused" in mode:
-            rows.append([name, *["refused"] * (len(header) - 1)])
+            rows.append([name, *[_why(mode)] * (len(header) - 1)])
             continue
         phases = [f"{1e3 * of['median']:.2f}" for of in mode["phases"].values()]
         rows.append(
@@ -119,6 +128,7 @@ def inference_table(section: dict[str, Any], title: str) -> Table:
         "mode",
         "first token ms",
         "÷ vanilla",
+        "best ÷ best",
         "added, decode steps",
         "decode ms",
         "tokens/s",
@@ -128,7 +138,7 @@ def inference_table(section: dict[str, Any], title: str) -> Table:
     rows = []
     for name, mode in section["modes"].items():
         if "refused" in mode:
-            rows.append([name, *["refused"] * (len(header) - 1)])
+            rows.append([name, *[_why(mode)] * (len(header) - 1)])
             continue
         rows.append(
             [
@@ -264,28 +274,3 @@ def suite_tables(record: dict[str, Any]) -> Iterator[Table]:
         groups.setdefault(test["group"], []).append(row)
     for name, rows in groups.items():
         yield Table(name, ["implementation", "µs", "GB/s", "share of copy"], rows)
-
-
-def show(record: dict[str, Any]) -> None:
-    """Print the tables: with rich where it is installed."""
-    for table in profile_tables(record):
-        show_table(table)
-    for failure in failures(record):
-        print(f"refused or failed: {failure}", flush=True)
-
-
-def show_table(table: Table) -> None:
-    """Print one table."""
-    try:
-        from rich.console import Console
-        from rich.table import Table as RichTable
-    except ImportError:
-        print(table.markdown(), flush=True)
-        return
-    made = RichTable(title=table.title, title_justify="left")
-    for number, column in enumerate(table.header):
-        made.add_column(column, justify="right" if number else "left", overflow="fold")
-    for row in table.rows:
-        made.add_row(*row)
-    console = Console()
-    Console(width=None if console.is_terminal else 160).print(made)

@@ -52,7 +52,8 @@ def test_profile(profile):
 def test_tables_and_plots(profile, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     from benchmarks.plots import plot_profile
-    from benchmarks.tables import profile_tables, show
+    from benchmarks.tables import profile_tables
+    from benchmarks.terminal import show
 
     record, _ = profile
     assert len(list(profile_tables(record))) == 4

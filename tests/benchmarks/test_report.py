@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from benchmarks import report
+from benchmarks.tables import Table
 
 SPREAD = {"median": 2.0, "low": 1.0, "high": 3.0, "min": 1.0, "samples": 3}
 FACTS = {"device": "a CPU", "torch": "2.13", "triton": None, "transformers": "5.24", "commit": "abc1234567"}
@@ -152,6 +153,11 @@ def test_comparison_of_two_commits(tmp_path):
     assert "commit abc1234567" in comparison
     assert "| tiny, fp32, a CPU, train, ours, seconds | 2 | 1 | 0.500 |" in comparison
     assert "infer" not in comparison
+
+
+def test_rows_are_as_long_as_their_header():
+    with pytest.raises(ValueError, match="rows: expected 2 cells, as the header of 'Times', got"):
+        Table("Times", ["mode", "ms"], [["ours"]])
 
 
 def test_two_files_of_one_name(tmp_path):
