@@ -1,1 +1,4 @@
-"""Measurements on a GPU: `python -m benchmarks.gpu_check --out DIR`. One file per op holds its cases and baselines."""
+"""Measurements: every op beside its baselines, whole steps beside other ways to connect, all of it on a GPU.
+
+`docs/benchmarks.md` has commands and results. One file per op holds its cases; `baselines` holds the other ways.
+"""

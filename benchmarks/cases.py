@@ -47,6 +47,25 @@ def forward_and_backward(op: Callable[..., Any]) -> Callable[..., tuple[Tensor, 
     return run
 
 
+def backward_only(op: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
+    """Gradients of `op` for incoming gradients of one; the graph is built in the first call with the same tensors.
+
+    Such a graph cannot be part of a CUDA graph. Incoming gradients are made anew, as in `forward_and_backward`.
+    """
+    graphs: dict[tuple[int, ...], tuple[Any, Tensor]] = {}
+
+    def run(*arguments: Any) -> tuple[Tensor, ...]:
+        key = tuple(id(argument) for argument in arguments)
+        if key not in graphs:
+            output = op(*arguments)
+            graphs[key] = arguments, output[0] if isinstance(output, tuple) else output
+        _, output = graphs[key]
+        wanted = [x for x in arguments if isinstance(x, Tensor) and x.requires_grad]
+        return torch.autograd.grad(output, wanted, torch.ones_like(output), retain_graph=True)
+
+    return run
+
+
 def compiled(op: Callable[..., Any]) -> Callable[..., Any]:
     """`torch.compile` for fixed shapes."""
     return torch.compile(op, dynamic=False, fullgraph=True)

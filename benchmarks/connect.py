@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Case, compiled, forward_and_backward
+from benchmarks.baselines.hooks import decide_and_select
+from benchmarks.cases import Case, backward_only, compiled, forward_and_backward
 from cc_kernels import connect, reference
 from cc_kernels.aot.floors import Cost, connect_backward, connect_forward
 from cc_kernels.aot.shapes import LARGEST, MODELS, ModelShape
@@ -16,14 +17,49 @@ from cc_kernels.aot.shapes import LARGEST, MODELS, ModelShape
 ROWS = 16
 
 
-def _hooks(bank: Tensor, embeds: Tensor, weight: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """What forward hooks with ordinary tensor code do: a list of captures, stacked, and a straight-through sum."""
-    captured = torch.stack(list(bank), dim=1).float()  # (K, L, d)
-    logits = (captured.mean(1) + embeds.float()) @ weight.float().T + noise
-    soft = torch.softmax(logits, dim=-1)
-    hard = torch.zeros_like(soft).scatter_(1, soft.argmax(-1, keepdim=True), 1.0)
-    weights = hard - soft.detach() + soft
-    return (weights[:, :, None] * captured).sum(1).to(bank.dtype), weights
+def decision_inputs(
+    seed: int,
+    layers: int,
+    rows: int,
+    width: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    bank_gradient: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Bank, embeddings, W and noise; one layer is far ahead, so that rounding cannot change the choice."""
+    generator = torch.Generator(device).manual_seed(seed)
+    randn = partial(torch.randn, generator=generator, device=device)
+    bank = randn(layers, rows, width, dtype=dtype).requires_grad_(bank_gradient)
+    weight = (randn(layers, width, dtype=dtype) * width**-0.5).requires_grad_()
+    noise = randn(rows, layers)
+    noise[torch.arange(rows), torch.arange(rows) % layers] += 20.0
+    return bank, randn(rows, width, dtype=dtype).requires_grad_(), weight, noise
+
+
+def _cases(
+    model: ModelShape, rows: int, device: torch.device, dtype: torch.dtype, compile_hooks: bool, alone: bool
+) -> Iterator[Case]:
+    """Forward, and forward with backward without and with a gradient for the bank; with `alone` also the backward."""
+    layers, width = model.layers, model.hidden
+    inputs = partial(decision_inputs, layers=layers, rows=rows, width=width, device=device, dtype=dtype)
+    implementations = {"cc_kernels": connect, "eager hooks": decide_and_select, "eager reference": reference.connect}
+    if compile_hooks:
+        implementations["torch.compile of hooks"] = compiled(decide_and_select)
+    forward = connect_forward(layers, rows, width, dtype.itemsize)
+    name = f"connect L={layers} K={rows} d={width}"
+    yield Case(f"{name} forward", inputs, reference.connect, implementations, forward)
+    both = {label: forward_and_backward(op) for label, op in implementations.items()}
+    backwards = {label: backward_only(op) for label, op in implementations.items()}
+    for bank_gradient in (False, True):
+        backward = connect_backward(layers, rows, width, dtype.itemsize, bank_gradient)
+        total = Cost(forward.bytes + backward.bytes, forward.flops + backward.flops)
+        given = partial(inputs, bank_gradient=bank_gradient)
+        suffix = ", bank too" if bank_gradient else ""
+        if alone:
+            expected = backward_only(reference.connect)
+            yield Case(f"{name} backward{suffix}", given, expected, {}, backward, backwards)
+        expected = forward_and_backward(reference.connect)
+        yield Case(f"{name} forward+backward{suffix}", given, expected, both, total)
 
 
 def _shapes(smoke: bool) -> tuple[tuple[ModelShape, int], ...]:
@@ -37,37 +73,10 @@ def _shapes(smoke: bool) -> tuple[tuple[ModelShape, int], ...]:
 def cases(device: torch.device, dtype: torch.dtype, smoke: bool) -> Iterator[Case]:
     """Llama-3.1-8B with 16 and 1 rows, Llama-3.1-70B, and the largest shape."""
     for model, rows in _shapes(smoke):
-        layers, width = model.layers, model.hidden
+        compile_hooks = rows > 1 and model.layers < 64  # each shape costs compile time
+        yield from _cases(model, rows, device, dtype, compile_hooks, alone=False)
 
-        def inputs(
-            seed: int, bank_gradient: bool = False, layers: int = layers, rows: int = rows, width: int = width
-        ) -> tuple[Any, ...]:
-            generator = torch.Generator(device).manual_seed(seed)
 
-            def randn(*shape: int, dtype: torch.dtype = dtype, scale: float = 1.0) -> Tensor:
-                return torch.randn(shape, generator=generator, device=device, dtype=dtype) * scale
-
-            bank = randn(layers, rows, width).requires_grad_(bank_gradient)
-            weight = randn(layers, width, scale=width**-0.5).requires_grad_()
-            # one layer far ahead, so that rounding cannot change the choice
-            noise = randn(rows, layers, dtype=torch.float32)
-            noise[torch.arange(rows), torch.arange(rows) % layers] += 20.0
-            return bank, randn(rows, width).requires_grad_(), weight, noise
-
-        implementations = {"cc_kernels": connect, "eager hooks": _hooks, "eager reference": reference.connect}
-        if rows > 1 and layers < 64:  # each shape costs compile time
-            implementations["torch.compile of hooks"] = compiled(_hooks)
-        forward = connect_forward(layers, rows, width, dtype.itemsize)
-        name = f"connect L={layers} K={rows} d={width}"
-        yield Case(f"{name} forward", inputs, reference.connect, implementations, forward)
-        for bank_gradient in (False, True):
-
-            def with_gradient(seed: int, inputs: Any = inputs, bank_gradient: bool = bank_gradient) -> tuple[Any, ...]:
-                return inputs(seed, bank_gradient)
-
-            backward = connect_backward(layers, rows, width, dtype.itemsize, bank_gradient)
-            total = Cost(forward.bytes + backward.bytes, forward.flops + backward.flops)
-            both = {label: forward_and_backward(op) for label, op in implementations.items()}
-            reference_both = forward_and_backward(reference.connect)
-            label = f"{name} forward+backward" + (", bank too" if bank_gradient else "")
-            yield Case(label, with_gradient, reference_both, both, total)
+def model_cases(model: ModelShape, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    """One registered model with sixteen rows."""
+    yield from _cases(model, ROWS, device, dtype, compile_hooks=True, alone=True)

@@ -33,6 +33,25 @@ def _one_matmul(x: Tensor, w_gate: Tensor, w_up: Tensor) -> Tensor:
     return swiglu(gate, up)
 
 
+def _case(rows: int, inner: int, width: int, device: torch.device, dtype: torch.dtype, compile_eager: bool) -> Case:
+    def inputs(seed: int) -> tuple[Tensor, ...]:
+        generator = torch.Generator(device).manual_seed(seed)
+        x = torch.randn(rows, width, generator=generator, device=device, dtype=dtype)
+        both = torch.randn(2 * inner, width, generator=generator, device=device, dtype=dtype) * width**-0.5
+        return (x, *both.chunk(2))
+
+    implementations = {
+        "cc_kernels": gate_up_kernel,
+        "two matmuls + swiglu": _two_matmuls,
+        "one concatenated matmul + swiglu": _one_matmul,
+    }
+    if compile_eager:
+        implementations["torch.compile"] = compiled(reference.gate_up_swiglu)
+    cost = gate_up_swiglu_forward(rows, width, inner, dtype.itemsize)
+    name = f"gate_up_swiglu {rows} of {inner}x{width}"
+    return Case(name, inputs, reference.gate_up_swiglu, implementations, cost, reads=True)
+
+
 def _shapes(smoke: bool) -> tuple[tuple[ModelShape, tuple[int, ...]], ...]:
     if smoke:
         return ((ModelShape("tiny", layers=2, hidden=64, intermediate=96), (2,)),)
@@ -47,22 +66,11 @@ def _shapes(smoke: bool) -> tuple[tuple[ModelShape, tuple[int, ...]], ...]:
 def cases(device: torch.device, dtype: torch.dtype, smoke: bool) -> Iterator[Case]:
     """1 to 64 tokens of Llama-3.1-8B, where the threshold is read off; 1 and 16 tokens of two other models."""
     for model, tokens in _shapes(smoke):
-        inner, width = model.intermediate, model.hidden
-        for rows in tokens:
+        for rows in tokens:  # compiled for one of them, because each shape costs compile time
+            yield _case(rows, model.intermediate, model.hidden, device, dtype, compile_eager=rows == 16)
 
-            def inputs(seed: int, rows: int = rows, inner: int = inner, width: int = width) -> tuple[Tensor, ...]:
-                generator = torch.Generator(device).manual_seed(seed)
-                x = torch.randn(rows, width, generator=generator, device=device, dtype=dtype)
-                both = torch.randn(2 * inner, width, generator=generator, device=device, dtype=dtype) * width**-0.5
-                return (x, *both.chunk(2))
 
-            implementations = {
-                "cc_kernels": gate_up_kernel,
-                "two matmuls + swiglu": _two_matmuls,
-                "one concatenated matmul + swiglu": _one_matmul,
-            }
-            if rows == 16:  # each shape costs compile time
-                implementations["torch.compile"] = compiled(reference.gate_up_swiglu)
-            cost = gate_up_swiglu_forward(rows, width, inner, dtype.itemsize)
-            name = f"gate_up_swiglu {rows} of {inner}x{width}"
-            yield Case(name, inputs, reference.gate_up_swiglu, implementations, cost, reads=True)
+def model_cases(model: ModelShape, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    """One registered model, with one and with sixteen tokens."""
+    for rows in (1, 16):
+        yield _case(rows, model.intermediate, model.hidden, device, dtype, compile_eager=True)

@@ -12,13 +12,24 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from cc_kernels.aot.shapes import MODELS, ModelShape
 
-# Large enough that a step on a CPU is matrix products, small enough that it takes tenths of a second.
+# On a CPU: a training step that takes tenths of a second, and a prompt whose time is that of its matrix products.
 TINY = ModelShape("tiny", layers=8, hidden=256, intermediate=704)
+SMALL = ModelShape("small", layers=4, hidden=768, intermediate=2048)
 # What a `ModelShape` does not say, from the published `config.json` of each model.
 _FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny": (
         "tiny",
         {"model_type": "llama", "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32, "vocab_size": 2048},
+    ),
+    "small": (
+        "small",
+        {
+            "model_type": "llama",
+            "num_attention_heads": 12,
+            "num_key_value_heads": 4,
+            "head_dim": 64,
+            "vocab_size": 4096,
+        },
     ),
     "1b": (
         "Llama-3.2-1B",
@@ -72,7 +83,7 @@ def shape_of(name: str) -> ModelShape:
     if name not in _FIELDS:
         raise ValueError(f"model: expected one of {', '.join(NAMES)}, got {name!r}")
     full_name = _FIELDS[name][0]
-    return next(shape for shape in (TINY, *MODELS) if shape.name == full_name)
+    return next(shape for shape in (TINY, SMALL, *MODELS) if shape.name == full_name)
 
 
 def build(name: str, device: torch.device, dtype: torch.dtype, layers: int | None = None, seed: int = 0) -> nn.Module:
@@ -95,7 +106,8 @@ def build(name: str, device: torch.device, dtype: torch.dtype, layers: int | Non
     if name not in _FIELDS and Path(name).is_dir():
         if layers is not None:
             raise ValueError(f"layers: expected none for a saved model, got {layers}")
-        return AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device).eval()
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
+        return loaded.to(device).eval()
     shape = shape_of(name)
     config = AutoConfig.for_model(
         **{

@@ -35,7 +35,9 @@ def throughput_plot(record: dict[str, Any], path: Path) -> Path:
     figure, axes = plt.subplots(figsize=(7, 3.6))
     heights = [mode["tokens_per_second"] for mode in modes.values()]
     bars = axes.bar(list(modes), heights, color=[_colour(name) for name in modes])
-    axes.bar_label(bars, [f"÷ {mode['ratio']['median']:.2f}" for mode in modes.values()], fontsize=8)
+    axes.bar_label(
+        bars, [f"÷ {mode['ratio']['median']:.2f}" for mode in modes.values()], label_type="center", fontsize=8
+    )
     predicted = modes["vanilla"]["tokens_per_second"] / section["predicted"]
     axes.axhline(
         predicted, color="black", linestyle=":", linewidth=1, label=f"FLOPs predict ÷ {section['predicted']:.2f}"
@@ -58,9 +60,8 @@ def curve_plot(record: dict[str, Any], path: Path) -> Path:
         ]
         x, values = zip(*points)
         axes.plot(x, [value["median"] for value in values], marker="o", label=name, color=_colour(name))
-        axes.fill_between(
-            x, *([value[end] for value in values] for end in ("low", "high")), alpha=0.2, color=_colour(name)
-        )
+        low, high = ([value[end] for value in values] for end in ("low", "high"))
+        axes.fill_between(x, low, high, alpha=0.2, color=_colour(name))
     axes.set_xscale("log", base=2)
     axes.set_xticks([point["tokens"] for point in curve], [str(point["tokens"]) for point in curve])
     axes.set_ylim(bottom=0)
@@ -83,6 +84,23 @@ def loss_plot(record: dict[str, Any], path: Path) -> Path:
     below.set_ylabel("fused − torch")
     below.set_xlabel("step")
     axes.set_title(f"{record['arguments']['model']}, {record['facts']['device']}", fontsize=9)
+    return _finish(figure, path)
+
+
+def fit_plot(record: dict[str, Any], path: Path) -> Path:
+    """Peak memory and time of the matrix fit against the number of pairs."""
+    figure, sides = plt.subplots(1, 2, figsize=(9, 3.6))
+    for method, colour in (("streaming", COLOURS["ours"]), ("stacking", COLOURS["hooks"])):
+        rows = [row for row in record["rows"] if row["method"] == method and "seconds" in row]
+        pairs = [row["pairs"] for row in rows]
+        sides[0].plot(pairs, [row["bytes"] / 2**20 for row in rows], marker="o", label=method, color=colour)
+        sides[1].plot(pairs, [row["seconds"] for row in rows], marker="o", label=method, color=colour)
+    for axes, label in zip(sides, ("peak memory, MiB", "seconds")):
+        axes.set_xscale("log")
+        axes.set_xlabel("prompt pairs")
+        axes.set_ylabel(label)
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize=8)
     return _finish(figure, path)
 
 

@@ -23,7 +23,7 @@ from benchmarks.models import NAMES, build
 from benchmarks.profile_inference import first_token_curve, profile_generation
 from benchmarks.profile_training import OPTIMIZERS, profile_training
 from benchmarks.record import facts, save
-from benchmarks.tables import show
+from benchmarks.terminal import show
 
 SECTIONS = ("train", "infer", "curve", "static")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -101,7 +101,11 @@ class Profile:
         self.record: dict[str, Any] = {
             "kind": "profile_fusion",
             "facts": facts(self.device),
-            "arguments": {name: _plain(value) for name, value in vars(arguments).items() if value is not None},
+            "arguments": {
+                name: value
+                for name, value in vars(arguments).items()
+                if value is not None and value != float("inf") and not isinstance(value, Path)
+            },
         }
         say(f"{self.record['facts']['device']}; building {arguments.model}")
         self.model: Any = build(arguments.model, self.device, DTYPES[arguments.dtype], arguments.layers, arguments.seed)
@@ -136,9 +140,11 @@ class Profile:
         """Training steps."""
         given = self.arguments
         batch = self.batch(given.batch, given.prompt)
-        return profile_training(
+        found = profile_training(
             self.modes(), batch, self.device, given.optimizer, given.rounds, deadline, trace, progress=say
         )
+        absent = {kind.name: {"refused": "not installed"} for kind in self.kinds if not kind.available}
+        return {**found, "modes": {**found["modes"], **absent}}
 
     def infer(self, deadline: float, trace: str | None, **options: Any) -> dict[str, Any]:
         """Generation."""
@@ -199,10 +205,6 @@ class Profile:
                 save(self.arguments.out, self.record)
         self.record["seconds"] = time.monotonic() - self.started
         return failed
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -137,7 +137,8 @@ def profile_generation(
     rows, tokens = ids.shape
     calls, refused = warm(modes, ids, noise, new_tokens, progress, **options)
     for call in calls.values():
-        call.first.clear(), call.steps.clear()
+        call.first.clear()
+        call.steps.clear()
     rounds_of(calls, device, rounds, deadline)
     first = {name: call.first for name, call in calls.items()}
     to_vanilla = ratios(first, "vanilla")

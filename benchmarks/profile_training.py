@@ -136,8 +136,8 @@ def profile_training(
     """Time, count and weigh a step of each mode; a mode that computes something else, or fails, is refused by name.
 
     Returns:
-        Settings, the predicted ratios and, per mode: `seconds`, `phases`, `ratio` to vanilla, `tokens_per_second` of
-        the main rows, `peak_bytes`, and the counts.
+        Settings, the predicted ratios and, per mode: `seconds`, `phases`, `ratio` to vanilla in the same round,
+        `tokens_per_second` of the main rows, `peak_bytes`, and the counts.
     """
     config = modes[0].model.config
     parameters = [*modes[0].model.parameters(), modes[0].maker]

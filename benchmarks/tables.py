@@ -17,6 +17,11 @@ class Table:
     header: list[str]
     rows: Rows
 
+    def __post_init__(self) -> None:
+        widths = {len(row) for row in self.rows} - {len(self.header)}
+        if widths:
+            raise ValueError(f"rows: expected {len(self.header)} cells, as the header of {self.title!r}, got {widths}")
+
     def markdown(self) -> str:
         """As a Markdown table below its title.
 
@@ -47,28 +52,53 @@ def ratio(value: dict[str, Any]) -> str:
     return "{:.3f} ({:.3f}–{:.3f})".format(*(value[name] for name in ("median", "low", "high")))
 
 
+def best(mode: dict[str, Any], vanilla: dict[str, Any], name: str) -> str:
+    """Fastest round ÷ fastest round of vanilla: what a busy machine disturbs least.
+
+    Example:
+        >>> best({"seconds": {"min": 3.0}}, {"seconds": {"min": 2.0}}, "seconds")
+        '1.500'
+    """
+    return f"{mode[name]['min'] / vanilla[name]['min']:.3f}"
+
+
 def _mebibytes(value: int) -> str:
     return f"{value / 2**20:,.1f}"
 
 
 def _launches(mode: dict[str, Any], ops: str) -> list[str]:
-    """Kernels and waits on a GPU; non-view ops and synchronising ops without."""
+    """Kernels, their time and waits on a GPU; non-view ops and synchronising ops without."""
     if "kernels" in mode:
-        return [str(mode["kernels"]), str(mode["reported_waits"])]
+        return [str(mode["kernels"]), f"{mode['device_ms']:.2f}", str(mode["reported_waits"])]
     counts = mode.get(ops)
     return [str(counts["ops"]), str(counts["synchronising_ops"])] if counts else ["–", "–"]
+
+
+def _why(mode: dict[str, Any]) -> str:
+    return "absent" if mode["refused"] == "not installed" else "refused"
 
 
 def training_table(record: dict[str, Any], title: str) -> Table:
     """One row per mode."""
     section = record["train"]
     on_gpu = any("kernels" in mode for mode in section["modes"].values())
-    counted = ["kernels", "waits"] if on_gpu else ["forward ops", "syncs"]
-    header = ["mode", "step ms", "forward", "backward", "optimizer", "÷ vanilla", "tokens/s", "peak MiB", *counted]
+    counted = ["kernels", "kernels ms", "waits"] if on_gpu else ["forward ops", "syncs"]
+    header = [
+        "mode",
+        "step ms",
+        "forward",
+        "backward",
+        "optimizer",
+        "÷ vanilla",
+        "best ÷ best",
+        "tokens/s",
+        "peak MiB",
+        *counted,
+    ]
     rows = []
     for name, mode in section["modes"].items():
         if "refused" in mode:
-            rows.append([name, *["refused"] * (len(header) - 1)])
+            rows.append([name, *[_why(mode)] * (len(header) - 1)])
             continue
         phases = [f"{1e3 * of['median']:.2f}" for of in mode["phases"].values()]
         rows.append(
@@ -77,6 +107,7 @@ def training_table(record: dict[str, Any], title: str) -> Table:
                 milliseconds(mode["seconds"]),
                 *phases,
                 ratio(mode["ratio"]),
+                best(mode, section["modes"]["vanilla"], "seconds"),
                 f"{mode['tokens_per_second']:,.0f}",
                 _mebibytes(mode["peak_bytes"]),
                 *_launches(mode, "forward_ops"),
@@ -92,11 +123,12 @@ def training_table(record: dict[str, Any], title: str) -> Table:
 def inference_table(section: dict[str, Any], title: str) -> Table:
     """One row per mode."""
     on_gpu = any("kernels" in mode for mode in section["modes"].values())
-    counted = ["kernels", "waits"] if on_gpu else ["ops", "syncs"]
+    counted = ["kernels", "kernels ms", "waits"] if on_gpu else ["ops", "syncs"]
     header = [
         "mode",
         "first token ms",
         "÷ vanilla",
+        "best ÷ best",
         "added, decode steps",
         "decode ms",
         "tokens/s",
@@ -106,13 +138,14 @@ def inference_table(section: dict[str, Any], title: str) -> Table:
     rows = []
     for name, mode in section["modes"].items():
         if "refused" in mode:
-            rows.append([name, *["refused"] * (len(header) - 1)])
+            rows.append([name, *[_why(mode)] * (len(header) - 1)])
             continue
         rows.append(
             [
                 name,
                 milliseconds(mode["first_token"]),
                 ratio(mode["ratio"]),
+                best(mode, section["modes"]["vanilla"], "first_token"),
                 f"{mode['added_steps']['median']:.2f}",
                 milliseconds(mode["decode_step"]),
                 f"{mode['tokens_per_second']:,.1f}",
@@ -132,10 +165,14 @@ def curve_table(curve: list[dict[str, Any]], title: str) -> Table:
     rows = []
     for point in curve:
         modes = point["modes"]
-        cells = [ratio(modes[name]["ratio"]) if "ratio" in modes.get(name, {}) else "–" for name in names]
+        found = [modes.get(name, {}) for name in names]
+        cells = [
+            f"{ratio(of['ratio'])}, {best(of, modes['vanilla'], 'first_token')}" if "ratio" in of else "–"
+            for of in found
+        ]
         rows.append([str(point["tokens"]), milliseconds(modes["vanilla"]["first_token"]), *cells])
-    header = ["prompt tokens", "vanilla ms", *(f"{name} ÷ vanilla" for name in names)]
-    return Table(f"{title}: time to first token", header, rows)
+    header = ["prompt tokens", "vanilla ms", *names]
+    return Table(f"{title}: time to first token, ÷ vanilla by round, and best ÷ best", header, rows)
 
 
 def profile_title(record: dict[str, Any]) -> str:
@@ -167,26 +204,73 @@ def failures(record: dict[str, Any]) -> list[str]:
     return found
 
 
-def show(record: dict[str, Any]) -> None:
-    """Print the tables: with rich where it is installed."""
-    for table in profile_tables(record):
-        show_table(table)
-    for failure in failures(record):
-        print(f"refused or failed: {failure}", flush=True)
+def train_run_table(record: dict[str, Any]) -> Table:
+    """One row per backend."""
+    rows = []
+    for name, run in record["runs"].items():
+        loss, peak = run["loss"], run["peak_bytes"]
+        rows.append(
+            [
+                name,
+                milliseconds(run["seconds"]),
+                ratio(run["ratio"]),
+                f"{run['tokens_per_second']:,.0f}",
+                "–" if peak is None else _mebibytes(peak),
+                f"{loss[0]:.4f} → {loss[-1]:.4f}",
+            ]
+        )
+    difference = record["loss_difference"]
+    title = (
+        f"{record['arguments']['model']}, {record['facts']['device']}: {record['steps']} steps, "
+        f"losses differ by at most {difference['max']:.1e}, on average {difference['mean']:.1e}"
+    )
+    return Table(title, ["kernels", "step ms", "÷ torch", "tokens/s", "peak MiB", "loss"], rows)
 
 
-def show_table(table: Table) -> None:
-    """Print one table."""
-    try:
-        from rich.console import Console
-        from rich.table import Table as RichTable
-    except ImportError:
-        print(table.markdown(), flush=True)
-        return
-    made = RichTable(title=table.title, title_justify="left")
-    for number, column in enumerate(table.header):
-        made.add_column(column, justify="right" if number else "left", overflow="fold")
-    for row in table.rows:
-        made.add_row(*row)
-    console = Console()
-    Console(width=None if console.is_terminal else 160).print(made)
+def fit_table(record: dict[str, Any]) -> Table:
+    """One row per number of pairs."""
+    by_pairs: dict[int, dict[str, Any]] = {}
+    for row in record["rows"]:
+        by_pairs.setdefault(row["pairs"], {})[row["method"]] = row
+    rows = []
+    for pairs, methods in by_pairs.items():
+        cells = [f"{pairs:,}"]
+        for method in ("streaming", "stacking"):
+            of = methods.get(method, {})
+            cells += [f"{of['seconds']:.2f}", _mebibytes(of["bytes"])] if "seconds" in of else ["–", "–"]
+        difference = methods.get("stacking", {}).get("matrix_difference")
+        rows.append([*cells, "–" if difference is None else f"{difference:.1e}"])
+    header = ["pairs", "streaming s", "peak MiB", "stacking s", "peak MiB", "difference of the matrices"]
+    return Table(f"Matrix fit, {record['arguments']['model']}, {record['facts']['device']}", header, rows)
+
+
+def kernel_tables(record: dict[str, Any]) -> Iterator[Table]:
+    """One table per op of a `gpu_check` record."""
+    header = ["case", "implementation", "device µs", "share of copy", "share of read", "eager µs"]
+    for op, cases in record["sections"].items():
+        if not isinstance(cases, list) or not cases or "implementation" not in cases[0]:
+            continue
+        rows = []
+        for row in cases:
+            on_device = f"{row['device_us']['median']:.2f}" if "device_us" in row else row.get("refused", "–")[:60]
+            shares = [f"{row[share]:.0%}" if share in row else "–" for share in ("share_of_copy", "share_of_read")]
+            eager = f"{row['eager_us']['median']:.1f}" if "eager_us" in row else "–"
+            rows.append([row["case"], row["implementation"], on_device, *shares, eager])
+        device = record["sections"]["device"]
+        yield Table(f"{op}, {device.get('gpu') or device.get('device')}", header, rows)
+
+
+def suite_tables(record: dict[str, Any]) -> Iterator[Table]:
+    """One table per group of a pytest-benchmark record."""
+    groups: dict[str, list[list[str]]] = {}
+    for test in record["benchmarks"]:
+        extra, stats = test["extra_info"], test["stats"]
+        row = [
+            extra["implementation"],
+            f"{1e6 * stats['median']:.1f} ({1e6 * stats['q1']:.1f}–{1e6 * stats['q3']:.1f})",
+            f"{extra['gb_per_s']:.1f}",
+            f"{extra['share_of_copy']:.0%}",
+        ]
+        groups.setdefault(test["group"], []).append(row)
+    for name, rows in groups.items():
+        yield Table(name, ["implementation", "µs", "GB/s", "share of copy"], rows)

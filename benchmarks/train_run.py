@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from cc_model import patch_model
 
 BACKENDS = {"fused": "auto", "torch": "torch"}
 PERIOD, SYMBOLS = 16, 256
+FEWEST_STEPS = 6  # the first of which are warm-up
 
 
 def patterned_rows(rows: int, tokens: int, generator: torch.Generator) -> Tensor:
@@ -90,12 +92,12 @@ def train(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]
     started = time.monotonic()
     peaks: dict[str, int] = {}
     for number, batch in zip(range(arguments.steps), batches(arguments, layers, device)):
-        if time.monotonic() - started > arguments.seconds:
+        if number >= FEWEST_STEPS and time.monotonic() - started > arguments.seconds:
             print(f"stopped after {number} steps: no time left", flush=True)
             break
         for name, run in runs.items():
             if number == 2:  # the optimizer's state is there
-                peaks[name] = peak_bytes(lambda run=run, batch=batch: run.step(batch), device, run.optimizer.zero_grad)
+                peaks[name] = peak_bytes(partial(run.step, batch), device, run.optimizer.zero_grad)
                 run.losses.pop(), run.seconds.pop()
             run.step(batch)
         if number % 20 == 0:
@@ -140,7 +142,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--prompt", type=int, default=256, help="tokens; %(default)s")
     made.add_argument("--answer", type=int, default=128, help="tokens; %(default)s")
     made.add_argument("--learning-rate", type=float, default=1e-4, help="%(default)s")
-    made.add_argument("--seconds", type=float, default=float("inf"), help="no step starts after")
+    made.add_argument("--seconds", type=float, default=float("inf"), help="no step starts after, except the first few")
     made.add_argument("--seed", type=int, default=0, help="of weights, rows and noise; %(default)s")
     made.add_argument("--out", type=Path, metavar="FILE", help="the record, as JSON")
     return made
@@ -151,7 +153,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     record = {"kind": "train_run", "facts": facts(device), **train(arguments, device)}
-    given = {name: value for name, value in vars(arguments).items() if name != "out" and value is not None}
+    left_out = (None, float("inf"), arguments.out)
+    given = {name: value for name, value in vars(arguments).items() if value not in left_out}
     record["arguments"] = given
     if arguments.out is not None:
         save(arguments.out, record)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from benchmarks.cases import Case, compiled
 from cc_kernels import reference, transform_rows
 from cc_kernels.aot.floors import transform_rows_forward
+from cc_kernels.aot.shapes import ModelShape
 
 LAYERS = 32  # of the bank that the published way maps as a whole
 
@@ -32,23 +33,35 @@ class Published:
         return (bank @ self.host[key].to(values.device))[: values.shape[0]].to(values.dtype)
 
 
+def _case(rows: int, width: int, device: torch.device, dtype: torch.dtype, compile_eager: bool) -> Case:
+    def inputs(seed: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator(device).manual_seed(seed)
+        values = torch.randn(rows, width, generator=generator, device=device, dtype=dtype)
+        matrix = torch.randn(width, width, generator=generator, device=device, dtype=dtype) * width**-0.5
+        return values, matrix
+
+    implementations = {"cc_kernels": transform_rows, "eager": reference.transform_rows}
+    if compile_eager:
+        implementations["torch.compile"] = compiled(reference.transform_rows)
+    eager_only: dict[str, Callable[..., Tensor]] = {
+        "published": Published()
+    }  # an upload from the host cannot be part of a graph
+    cost = transform_rows_forward(rows, width, dtype.itemsize)
+    name = f"transform_rows {rows}x{width}"
+    return Case(name, inputs, reference.transform_rows, implementations, cost, eager_only, reads=True)
+
+
 def cases(device: torch.device, dtype: torch.dtype, smoke: bool) -> Iterator[Case]:
     """1, 16 and 64 prompts at d=4096; 16 prompts at 2048, 3584, 8192 and 16384."""
     shapes = (
         ((2, 64),) if smoke else ((16, 4096), (16, 8192), (1, 4096), (64, 4096), (16, 2048), (16, 3584), (16, 16384))
     )
     for rows, width in shapes:
+        compile_eager = (rows, width) in ((16, 4096), (2, 64))  # each shape costs compile time
+        yield _case(rows, width, device, dtype, compile_eager)
 
-        def inputs(seed: int, rows: int = rows, width: int = width) -> tuple[Tensor, Tensor]:
-            generator = torch.Generator(device).manual_seed(seed)
-            values = torch.randn(rows, width, generator=generator, device=device, dtype=dtype)
-            matrix = torch.randn(width, width, generator=generator, device=device, dtype=dtype) * width**-0.5
-            return values, matrix
 
-        implementations = {"cc_kernels": transform_rows, "eager": reference.transform_rows}
-        if (rows, width) in ((16, 4096), (2, 64)):  # each shape costs compile time
-            implementations["torch.compile"] = compiled(reference.transform_rows)
-        eager_only = {"published": Published()}  # an upload from the host cannot be part of a graph
-        cost = transform_rows_forward(rows, width, dtype.itemsize)
-        name = f"transform_rows {rows}x{width}"
-        yield Case(name, inputs, reference.transform_rows, implementations, cost, eager_only, reads=True)
+def model_cases(model: ModelShape, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    """One registered model, with one and with sixteen prompts."""
+    for rows in (1, 16):
+        yield _case(rows, model.hidden, device, dtype, compile_eager=True)

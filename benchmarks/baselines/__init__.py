@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from benchmarks.baselines.base import Batch, Mode, TwoForwards, Vanilla, random_batch
 from benchmarks.baselines.compiled import CompiledHooks, CompiledOurs, CompiledVanilla
 from benchmarks.baselines.hooks import Hooks
+from benchmarks.baselines.interventions import NNsight
 from benchmarks.baselines.ours import Ours
 from benchmarks.baselines.published import Published
 from benchmarks.models import twin
@@ -17,6 +20,7 @@ MODES: tuple[type[Mode], ...] = (
     TwoForwards,
     Published,
     Hooks,
+    NNsight,
     Ours,
     CompiledVanilla,
     CompiledHooks,
@@ -24,8 +28,8 @@ MODES: tuple[type[Mode], ...] = (
 )
 
 
-def make_modes(wanted: list[type[Mode]], model: nn.Module, pivot_grad: bool = False, seed: int = 0) -> list[Mode]:
-    """The wanted modes on twins of `model`: one set of weights, one Decision Maker and one matrix for all.
+def make_modes(wanted: list[type[Mode]], model: Any, pivot_grad: bool = False, seed: int = 0) -> list[Mode]:
+    """The wanted modes that are available, on twins of `model`: one set of weights, Decision Maker and matrix for all.
 
     Example:
         >>> from benchmarks.models import build
@@ -36,10 +40,10 @@ def make_modes(wanted: list[type[Mode]], model: nn.Module, pivot_grad: bool = Fa
     config, like = model.config, model.get_input_embeddings().weight
     generator = torch.Generator(like.device).manual_seed(seed)
     width = config.hidden_size
-    options = {"generator": generator, "device": like.device, "dtype": like.dtype}
+    options: dict[str, Any] = {"generator": generator, "device": like.device, "dtype": like.dtype}
     maker = nn.Parameter(torch.randn(config.num_hidden_layers, width, **options) * width**-0.5)
     matrix = torch.randn(width, width, **options) * width**-0.5
-    return [kind(twin(model), maker, matrix, pivot_grad) for kind in wanted]
+    return [kind(twin(model), maker, matrix, pivot_grad) for kind in wanted if kind.available]
 
 
 __all__ = ["MODES", "Batch", "Mode", "make_modes", "random_batch"]

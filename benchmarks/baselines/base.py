@@ -55,7 +55,8 @@ def random_batch(
     pivot_ids[:, pivot - 2] = MARKER
     noise = -0.1 * torch.empty(rows, layers).exponential_(generator=generator).log()
     noise[torch.arange(rows), torch.randint(layers, (rows,), generator=generator)] += 5.0
-    return Batch(*(tensor.to(device) for tensor in (ids, labels, pivot_ids, noise)), prompt_tokens=prompt)
+    ids, labels, pivot_ids, noise = (tensor.to(device) for tensor in (ids, labels, pivot_ids, noise))
+    return Batch(ids, labels, pivot_ids, noise, prompt)
 
 
 class Mode:
@@ -70,6 +71,7 @@ class Mode:
 
     name: str
     connects = True
+    available = True  # whether what it needs is installed
     compiles = False  # with torch.compile, so that the first calls take long
 
     def __init__(self, model: Any, maker: nn.Parameter, matrix: Tensor, pivot_grad: bool = False) -> None:

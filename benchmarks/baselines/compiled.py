@@ -11,6 +11,7 @@ from benchmarks.baselines.base import Vanilla
 from benchmarks.baselines.hooks import Hooks, decide_and_select
 from benchmarks.baselines.ours import Ours
 
+BACKEND = "inductor"
 RECOMPILATIONS = 64  # three modes compile the same layer class, with and without gradient
 
 
@@ -20,7 +21,7 @@ def compile_layers(model: Any) -> None:
     # By default the code compiled for a layer without hooks is taken for the same layer with hooks, silently.
     torch._dynamo.config.skip_nnmodule_hook_guards = False
     for layer in model.model.layers:
-        layer.compile(dynamic=False)
+        layer.compile(dynamic=False, backend=BACKEND)
 
 
 class CompiledVanilla(Vanilla):
@@ -42,7 +43,7 @@ class CompiledHooks(Hooks):
 
     def __init__(self, model: Any, maker: nn.Parameter, matrix: Tensor, pivot_grad: bool = False) -> None:
         super().__init__(model, maker, matrix, pivot_grad)
-        self.decide = torch.compile(decide_and_select, dynamic=False, fullgraph=True)
+        self.decide = torch.compile(decide_and_select, dynamic=False, fullgraph=True, backend=BACKEND)
         compile_layers(model)
 
 

@@ -1,0 +1,16 @@
+"""`add_rows`, by pytest-benchmark."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks.add_rows import model_cases
+from benchmarks.suites.runner import Entry, entries, run
+
+
+@pytest.mark.parametrize("entry", entries(model_cases))
+def test_add_rows(benchmark: Any, entry: Entry) -> None:
+    """Right, then timed."""
+    run(benchmark, entry)

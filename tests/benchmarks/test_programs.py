@@ -1,0 +1,183 @@
+"""The programs, on models so small that their numbers mean nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+import torch
+
+from benchmarks import fit_matrix, gpu_profile, profile_fusion, train_run
+from benchmarks.baselines import MODES
+from benchmarks.baselines.interventions import NNsight
+from benchmarks.tables import failures
+
+SMALL = ["--model", "tiny", "--layers", "2", "--prompt", "12", "--answer", "4"]
+PROFILE = [*SMALL, "--pivot", "8", "--batch", "2", "--rounds", "3", "--new-tokens", "3", "--lengths", "6,9"]
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory):
+    """A record with every section, its file, and the folder of traces."""
+    folder = tmp_path_factory.mktemp("profile")
+    arguments = ["--section", "train,infer,static,curve", "--out", str(folder / "new" / "profile.json")]
+    assert profile_fusion.main([*PROFILE, *arguments, "--trace", str(folder / "traces")]) == 0
+    return json.loads((folder / "new" / "profile.json").read_text()), folder
+
+
+def test_profile(profile):
+    record, folder = profile
+    absent = [] if NNsight.available else ["train, nnsight: not installed"]
+    assert failures(record) == absent
+    modes = {name: mode for name, mode in record["train"]["modes"].items() if "refused" not in mode}
+    assert set(modes) == {kind.name for kind in MODES if kind.available and not kind.compiles}
+    assert record["train"]["predicted"] > 1
+    for mode in modes.values():
+        assert mode["seconds"]["samples"] == 3
+        assert set(mode["phases"]) == {"forward", "backward", "optimizer"}
+        assert mode["peak_bytes"] > 0
+        assert mode["forward_ops"]["ops"] > 0
+    infer = record["infer"]["modes"]
+    assert list(infer) == ["vanilla", "published", "hooks", "ours"]
+    assert all(mode["decode_step"]["median"] > 0 and mode["ops"]["ops"] > 0 for mode in infer.values())
+    assert list(record["static"]["modes"]) == ["vanilla", "ours"]
+    assert [point["tokens"] for point in record["curve"]] == [6, 9]
+    assert {path.name for path in (folder / "traces").iterdir()} == {
+        *(f"train-{name}.json" for name in modes),
+        *(f"infer-{name}.json" for name in infer),
+    }
+
+
+def test_tables_and_plots(profile, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    from benchmarks.plots import plot_profile
+    from benchmarks.tables import profile_tables
+    from benchmarks.terminal import show
+
+    record, _ = profile
+    assert len(list(profile_tables(record))) == 4
+    show({**record, "static": {"error": "ValueError: nothing"}})
+    printed = capsys.readouterr().out
+    assert "training step" in printed
+    assert "refused or failed: static: ValueError: nothing" in printed
+    made = plot_profile(record, tmp_path)
+    assert [path.name for path in made] == ["throughput.png", "first_token.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in made)
+
+
+def test_a_section_that_fails_leaves_the_others(tmp_path, monkeypatch):
+    def fail(self, deadline, trace):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(profile_fusion.Profile, "train", fail)
+    out = tmp_path / "record.json"
+    assert profile_fusion.main([*PROFILE, "--section", "train,curve", "--mode", "ours", "--out", str(out)]) == 1
+    record = json.loads(out.read_text())
+    assert record["train"] == {"error": "RuntimeError: broken"}
+    assert [point["tokens"] for point in record["curve"]] == [6, 9]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--section", "train,sleep"], "--section: expected names of train, infer, curve, static, got sleep"),
+        (["--mode", "theirs"], "mode: expected names of"),
+        (["--model", "2b"], "model: expected one of tiny"),
+    ],
+)
+def test_profile_refuses(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        profile_fusion.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_training_run(tmp_path):
+    out = tmp_path / "run.json"
+    assert train_run.main([*SMALL, "--batch", "2", "--steps", "6", "--out", str(out)]) == 0
+    record = json.loads(out.read_text())
+    assert record["steps"] == 6
+    runs = record["runs"]
+    assert len(runs["fused"]["loss"]) == len(runs["torch"]["loss"]) == 6
+    # on a CPU both backends are the plain definitions
+    assert runs["fused"]["loss"] == runs["torch"]["loss"]
+    assert record["loss_difference"]["max"] == 0
+    assert runs["fused"]["loss"][-1] != runs["fused"]["loss"][0], "nothing was learnt"
+    assert runs["fused"]["peak_bytes"] > 0
+
+
+def test_training_run_ends_in_time(capsys):
+    assert train_run.main([*SMALL, "--batch", "2", "--steps", "50", "--seconds", "0"]) == 0
+    assert f"stopped after {train_run.FEWEST_STEPS} steps: no time left" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="measures this process where there is no GPU")
+def test_fit_matrix(tmp_path, capsys):
+    out = tmp_path / "fit.json"
+    arguments = ["--layers", "2", "--pairs", "400", "--batch", "50", "--prompt", "4", "--out", str(out)]
+    assert fit_matrix.main(arguments) == 0
+    streaming, stacking = json.loads(out.read_text())["rows"]
+    assert (streaming["method"], stacking["method"]) == ("streaming", "stacking")
+    assert stacking["matrix_difference"] < 1e-2
+    assert min(streaming["seconds"], stacking["seconds"]) > 0
+    assert "400 pairs, streaming" in capsys.readouterr().out
+
+
+def test_fit_matrix_tells_of_a_fit_that_failed(tmp_path, monkeypatch):
+    def run(command, **_):
+        return subprocess.CompletedProcess(command, 1, stdout="", stderr="Traceback\nMemoryError: too many rows\n")
+
+    monkeypatch.setattr(fit_matrix.subprocess, "run", run)
+    out = tmp_path / "fit.json"
+    assert fit_matrix.main(["--pairs", "4", "--out", str(out)]) == 1
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["refused"] for row in rows] == ["MemoryError: too many rows"] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pairs", "0"], "--pairs: expected numbers of 1 or more, got 0"),
+        (["--model", "2b"], "--model: expected one of tiny"),
+    ],
+)
+def test_fit_matrix_refuses(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        fit_matrix.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_gpu_profile_goes_on_after_a_part_that_failed(tmp_path, monkeypatch):
+    part = gpu_profile.Part
+    chosen = (
+        part("wrong", "benchmarks.missing", 60, ()),
+        part("slow", "benchmarks.train_run", -18, ()),
+        part("right", "benchmarks.train_run", 60, (*SMALL, "--steps", "3")),
+    )
+    monkeypatch.setattr(gpu_profile, "parts", lambda smoke: chosen)
+    assert gpu_profile.main(["--smoke", "--out", str(tmp_path), "--seconds", "400"]) == 1
+    record = json.loads((tmp_path / "gpu_profile.json").read_text())["parts"]
+    assert record["wrong"]["returncode"] == 1
+    assert record["slow"]["returncode"] is None
+    assert record["right"]["returncode"] == 0
+    assert json.loads((tmp_path / "right.json").read_text())["steps"] == 3
+
+
+def test_gpu_profile_leaves_out_what_there_is_no_time_for(tmp_path):
+    assert gpu_profile.main(["--smoke", "--out", str(tmp_path), "--seconds", "0"]) == 0
+    record = json.loads((tmp_path / "gpu_profile.json").read_text())["parts"]
+    assert set(record) == {part.name for part in gpu_profile.parts(smoke=True)}
+    assert all(part == {"left out": "no time left"} for part in record.values())
+
+
+def test_gpu_profile_commands_are_valid():
+    """What runs on a GPU is at least understood by the programs' own parsers."""
+    parsers = {"benchmarks.profile_fusion": profile_fusion.parser, "benchmarks.train_run": train_run.parser}
+    for part in (*gpu_profile.parts(False), *gpu_profile.parts(True)):
+        parsers[part.module]().parse_args(list(part.arguments))
+
+
+def test_gpu_profile_refuses(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        gpu_profile.main(["--smoke", "--out", str(tmp_path), "--only", "profile-2b"])
+    assert "--only: expected names of ['profile-tiny', 'train-run'], got ['profile-2b']" in capsys.readouterr().err

@@ -1,0 +1,190 @@
+"""The report of all kinds of records, and its comparison of two commits."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from benchmarks import report
+from benchmarks.tables import Table
+
+SPREAD = {"median": 2.0, "low": 1.0, "high": 3.0, "min": 1.0, "samples": 3}
+FACTS = {"device": "a CPU", "torch": "2.13", "triton": None, "transformers": "5.24", "commit": "abc1234567"}
+STEP = {
+    "seconds": SPREAD,
+    "phases": dict.fromkeys(("forward", "backward", "optimizer"), SPREAD),
+    "ratio": SPREAD,
+    "tokens_per_second": 100.0,
+    "peak_bytes": 2**20,
+    "forward_ops": {"ops": 10, "views": 4, "synchronising_ops": 0},
+}
+PROMPT = {
+    "first_token": SPREAD,
+    "decode_step": SPREAD,
+    "ratio": SPREAD,
+    "added_steps": SPREAD,
+    "tokens_per_second": 1.0,
+    "kernels": 5,
+    "device_ms": 1.25,
+    "reported_waits": 1,
+}
+INFER = {
+    "rows": 1,
+    "tokens": 64,
+    "options": {},
+    "predicted": {"one prefill": 1.0, "two": 2.0},
+    "modes": {"vanilla": PROMPT, "ours": PROMPT},
+}
+PROFILE = {
+    "kind": "profile_fusion",
+    "facts": FACTS,
+    "arguments": {"model": "tiny", "dtype": "fp32"},
+    "train": {
+        "rows": 2,
+        "tokens": 8,
+        "pivot": 6,
+        "optimizer": "sgd",
+        "predicted": 1.2,
+        "predicted_forward_backward": 1.25,
+        "modes": {"vanilla": STEP, "ours": STEP, "published": {"refused": "OutOfMemoryError: too large"}},
+    },
+    "infer": INFER,
+    "curve": [INFER],
+    "static": {"error": "RuntimeError: broken"},
+}
+RUN = {"loss": [2.0, 1.0], "seconds": SPREAD, "ratio": SPREAD, "tokens_per_second": 9.0, "peak_bytes": 2**20}
+TRAIN_RUN = {
+    "kind": "train_run",
+    "facts": FACTS,
+    "arguments": {"model": "tiny"},
+    "steps": 2,
+    "loss_difference": {"max": 0.1, "mean": 0.05},
+    "runs": {"fused": RUN, "torch": RUN},
+}
+FIT = {
+    "kind": "fit_matrix",
+    "facts": FACTS,
+    "arguments": {"model": "tiny"},
+    "rows": [
+        {"pairs": 10, "method": "streaming", "seconds": 1.0, "bytes": 2**20},
+        {"pairs": 10, "method": "stacking", "refused": "MemoryError"},
+    ],
+}
+CHECK = {
+    "sections": {
+        "device": {"gpu": "a GPU", "torch": "2.11"},
+        "copy": 1e12,
+        "swiglu": [
+            {
+                "case": "swiglu 4x4",
+                "implementation": "cc_kernels",
+                "device_us": SPREAD,
+                "eager_us": SPREAD,
+                "share_of_copy": 0.5,
+            },
+            {"case": "swiglu 4x4", "implementation": "eager", "refused": "wrong"},
+        ],
+    }
+}
+SUITES = {
+    "machine_info": {},
+    "commit_info": {"id": "abc"},
+    "benchmarks": [
+        {
+            "name": "test_swiglu[a]",
+            "group": "swiglu 4x4",
+            "stats": {"median": 1e-6, "q1": 1e-6, "q3": 2e-6},
+            "extra_info": {"implementation": "eager", "gb_per_s": 1.0, "share_of_copy": 0.25, **FACTS},
+        }
+    ],
+}
+PARTS = {
+    "kind": "gpu_profile",
+    "facts": FACTS,
+    "parts": {"a": {"returncode": 0, "seconds": 9.0}, "b": {"left out": "no time left"}},
+}
+RECORDS = {"profile": PROFILE, "run": TRAIN_RUN, "fit": FIT, "check": CHECK, "suites": SUITES, "parts": PARTS}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """All kinds of records, and JSON of another origin."""
+    for name, record in {**RECORDS, "other": [1, 2]}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    return tmp_path
+
+
+def test_every_kind_of_record(folder, tmp_path):
+    out = tmp_path / "out"
+    assert report.main([str(folder), "--out", str(out)]) == 0
+    page = (out / "report.md").read_text()
+    for name in RECORDS:
+        assert f"## {name}\n" in page
+    assert "## other" not in page
+    assert "| ours | 2000.00 (1000.00–3000.00) |" in page
+    assert "| published | refused |" in page
+    assert "- refused or failed: static: RuntimeError: broken" in page
+    assert "- refused or failed: train, published: OutOfMemoryError: too large" in page
+    assert "| 10 | 1.00 | 1.0 | – | – | – |" in page
+    assert "| swiglu 4x4 | cc_kernels | 2.00 | 50% | – | 2.0 |" in page
+    assert "| eager | 1.0 (1.0–2.0) | 1.0 | 25% |" in page
+    assert "| b | no time left | 0 |" in page
+    plots = [line.split("(")[1].rstrip(")") for line in page.splitlines() if line.startswith("![")]
+    assert len(plots) == 4
+    assert all((out / plot).read_bytes().startswith(b"\x89PNG") for plot in plots)
+
+
+def test_comparison_of_two_commits(tmp_path):
+    """Numbers that both have are divided; others are left out."""
+    newer = copy.deepcopy(PROFILE)
+    newer["facts"]["commit"] = "def7654321"
+    newer["train"]["modes"]["ours"]["seconds"]["median"] = 1.0
+    del newer["infer"]
+    for name, record in {"old": PROFILE, "new": newer}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    out = tmp_path / "out"
+    files = [str(tmp_path / f"{name}.json") for name in ("new", "old")]
+    assert report.main([files[0], "--against", files[1], "--out", str(out)]) == 0
+    comparison = (out / "report.md").read_text().split("## Comparison")[1]
+    assert "commit abc1234567" in comparison
+    assert "| tiny, fp32, a CPU, train, ours, seconds | 2 | 1 | 0.500 |" in comparison
+    assert "infer" not in comparison
+
+
+def test_rows_are_as_long_as_their_header():
+    with pytest.raises(ValueError, match="rows: expected 2 cells, as the header of 'Times', got"):
+        Table("Times", ["mode", "ms"], [["ours"]])
+
+
+def test_two_files_of_one_name(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps(TRAIN_RUN))
+    assert list(report.read([tmp_path / "a", tmp_path / "b"])) == ["run", "run-2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.json", None, "expected a file or a folder, found nothing at"),
+        ("broken.json", "{", "expected JSON in"),
+        ("other.json", "[1]", "expected a record of one of profile_fusion"),
+        ("kind.json", '{"kind": "unheard"}', "expected a record of one of profile_fusion"),
+    ],
+)
+def test_what_is_no_record_is_refused(tmp_path, name, content, message, capsys):
+    path = tmp_path / name
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit):
+        report.main([str(path)])
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_without_records_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="results: found no record in"):
+        report.read([tmp_path])
