@@ -22,6 +22,7 @@ import torch
 from benchmarks.cases import Case, disagreement
 from benchmarks.timing import copies_for, device_time
 from cc_kernels.launch import blocks
+from cc_kernels.ops.decision_config import TILE_BYTES
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,10 @@ def _blocks_and_warps(chosen: Any, _: tuple[Any, ...]) -> Iterator[Any]:
 
 def _bank(chosen: Any, arguments: tuple[Any, ...]) -> Iterator[Any]:
     _, _, width, element_size, *_ = arguments
-    for block_width in (32, 64, 128):
-        for block_rows in {chosen.block_rows, max(chosen.block_rows // 2, 1), max(chosen.block_rows // 4, 1)}:
-            for elements in (4096, 8192, 16384):
-                block_layers = elements // (block_rows * block_width)
-                if 2 <= block_layers <= 2 * chosen.block_layers and elements * element_size <= 32768:
+    for block_width in (chosen.block_width, 2 * chosen.block_width, 4 * chosen.block_width):
+        for block_rows in sorted({chosen.block_rows, max(chosen.block_rows // 2, 1), max(chosen.block_rows // 4, 1)}):
+            for block_layers in sorted({chosen.block_layers, max(chosen.block_layers // 2, 1)}):
+                if block_width * block_rows * block_layers * element_size <= TILE_BYTES:
                     for num_warps in (4, 8):
                         yield replace(
                             chosen,
@@ -112,7 +112,7 @@ def _answer(candidate: Any, *_: Any) -> Any:
 
 
 def tune(knob: Knob, case: Case, device: torch.device) -> list[dict[str, Any]]:
-    """One row per candidate, the heuristic's own first."""
+    """One row per candidate, the heuristic's own first; none when the case does not ask for this configuration."""
     ours = case.implementations["cc_kernels"]
     heuristic = getattr(import_module(f"cc_kernels.ops.{knob.modules[0]}"), knob.function)
     asked: list[tuple[Any, ...]] = []
@@ -123,6 +123,8 @@ def tune(knob: Knob, case: Case, device: torch.device) -> list[dict[str, Any]]:
 
     with forced(knob, listen):
         ours(*case.inputs(0))
+    if not asked:  # a forward does not ask for the tiles of a backward
+        return []
     chosen = heuristic(*asked[0])
     sets = [case.inputs(seed) for seed in range(copies_for(case.cost.bytes, device))]
     expected = case.reference(*case.inputs(0))
@@ -162,6 +164,8 @@ def main(argv: list[str] | None = None) -> int:
             if "cc_kernels" not in case.implementations or time.monotonic() - started > arguments.seconds:
                 continue
             rows = tune(knob, case, device)
+            if not rows:
+                continue
             timed = [row for row in rows if "us" in row]
             best = min(timed, key=lambda row: row["us"]["median"])
             own = rows[0].get("us", {}).get("median", float("nan"))

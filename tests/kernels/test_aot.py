@@ -24,7 +24,13 @@ KERNELS = {
     "add_rows": {"add_rows_fwd_kernel"},
     "transform_rows": {"transform_rows_fwd_kernel"},
     "gate_up_swiglu": {"gate_up_swiglu_fwd_kernel"},
-    "connect": {"partial_logits_fwd_kernel", "choose_fwd_kernel", "mix_bwd_kernel", "decision_bwd_kernel"},
+    "connect": {
+        "partial_logits_fwd_kernel",
+        "choose_fwd_kernel",
+        "mix_bwd_kernel",
+        "decision_bwd_kernel",
+        "weight_bwd_kernel",
+    },
 }
 DOTS = ("transform_rows", "gate_up_swiglu")
 

@@ -48,7 +48,12 @@ def test_wrong_values_are_not_timed():
 @needs_triton
 @pytest.mark.parametrize(
     ("module", "function"),
-    [(swiglu, "swiglu_config"), (connect, "bank_config"), (gate_up_swiglu, "gate_up_config")],
+    [
+        (swiglu, "swiglu_config"),
+        (connect, "bank_config"),
+        (connect, "mix_config"),
+        (gate_up_swiglu, "gate_up_config"),
+    ],
 )
 def test_tuner_times_right_candidates_and_changes_nothing(module, function, monkeypatch):
     knob = next(knob for knob in tune.KNOBS if knob.function == function)
@@ -56,12 +61,21 @@ def test_tuner_times_right_candidates_and_changes_nothing(module, function, monk
     monkeypatch.setattr(timing, "REPLAYS", 2)
     op_module = import_module(f"cc_kernels.ops.{knob.modules[0]}")
     heuristic = getattr(op_module, knob.function)
-    case = next(iter(module.cases(DEVICE, torch.float32, smoke=True)))
+    forward, *others = module.cases(DEVICE, torch.float32, smoke=True)
+    case = others[0] if function == "mix_config" else forward
     with use_backend("triton"):
         rows = tune.tune(knob, case, DEVICE)
     assert len(rows) > 5
     assert all("us" in row for row in rows)
     assert getattr(op_module, knob.function) is heuristic
+
+
+@needs_triton
+def test_tuner_leaves_out_cases_that_do_not_ask(monkeypatch):
+    monkeypatch.setattr(connect, "compiled", lambda op: op)
+    knob = next(knob for knob in tune.KNOBS if knob.function == "mix_config")
+    with use_backend("triton"):
+        assert tune.tune(knob, next(iter(connect.cases(DEVICE, torch.float32, smoke=True))), DEVICE) == []
 
 
 def test_read_bandwidth_reads_everything():

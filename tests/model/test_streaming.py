@@ -47,7 +47,8 @@ def calls(monkeypatch):
     return rows
 
 
-def prompts(rows=2, length=20):
+def prompts(rows=2, length=MOST_ROWS // 2 + 8):
+    """By default more tokens than are streamed, so that only decode steps and the connected token are."""
     return torch.randint(256, (rows, length), generator=torch.Generator().manual_seed(rows)).to(DEVICE)
 
 
@@ -211,9 +212,9 @@ def test_compiled_decode_steps_hold_the_kernel():
     model = patched(matrix=True)
     compiled = CompileConfig(backend="eager", fullgraph=True, mode=None)
     compiled._compile_all_devices = True
-    options = {**GREEDY, "cache_implementation": "static", "max_cache_len": 40}
+    options = {**GREEDY, "cache_implementation": "static", "max_cache_len": MOST_ROWS}
     with use_backend("triton"):
-        for length in (19, 20, 27):
+        for length in (MOST_ROWS // 2 + 7, MOST_ROWS // 2 + 8, MOST_ROWS // 2 + 15):
             expected = model.generate(prompts(2, length), **options, disable_compile=True)
             assert torch.equal(model.generate(prompts(2, length), **options, compile_config=compiled), expected)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
