@@ -77,7 +77,8 @@ class DataArguments:
     dataset: str | None = option(
         None,
         "A .json, .jsonl or .parquet file, a folder with <split>.jsonl or <split>.parquet, a data set saved with "
-        "save_to_disk, a hub name, or 'cldr': real questions in 22 languages that are built offline.",
+        "save_to_disk, a hub name; or what is built offline in 22 languages: 'cldr' (questions), 'udhr' (prose), "
+        "'cldr+udhr' (both).",
     )
     dataset_config: str | None = option(None, "Configuration of a hub data set.")
     split: str = option("train", "Split to read.")
@@ -86,9 +87,9 @@ class DataArguments:
     instruction_en_column: str = option("instruction_en", "Column with its English version; empty cells: none.")
     output_column: str = option("output", "Column with the answer. Chat data: columns messages and messages_en.")
     max_samples: int | None = option(None, "Use only the first N rows.")
-    languages: list[str] | None = option(None, "With --dataset cldr: language codes; all 22 if left out.")  # noqa: RUF009
-    relations: list[str] | None = option(None, "With --dataset cldr: relations; all 4 if left out.")  # noqa: RUF009
-    held_out: float = option(0.1, "With --dataset cldr: share of the facts held out in every language but English.")
+    languages: list[str] | None = option(None, "With cldr and udhr: language codes; all 22 if left out.")  # noqa: RUF009
+    relations: list[str] | None = option(None, "With cldr: relations; all 4 if left out.")  # noqa: RUF009
+    held_out: float = option(0.1, "With cldr and udhr: share of the rows held out in every language but English.")
 
 
 @dataclass

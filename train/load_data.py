@@ -1,15 +1,17 @@
-"""Rows for training and fitting, from files, the hub or CLDR."""
+"""Rows for training and fitting, from files, the hub, or the texts that come with this package."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
 
 from train.arguments import DataArguments
 from train.data import LANGUAGES, RELATIONS, build_dataset
+from train.data.udhr import build_rows as build_udhr
 
 READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 PIVOTS = ("instruction_en", "messages_en")
@@ -28,8 +30,11 @@ def load_rows(options: DataArguments, split: str | None = None) -> Dataset:
     """
     split = split or options.split
     if options.dataset is None:
-        raise ValueError("dataset: expected --dataset, a file, folder, hub name or 'cldr'; got none")
-    rows = _read(options, split)
+        raise ValueError("dataset: expected --dataset, a file, folder, hub name, 'cldr' or 'udhr'; got none")
+    if options.dataset == "cldr+udhr":
+        rows = concatenate_datasets([_read(replace(options, dataset=name), split) for name in ("cldr", "udhr")])
+    else:
+        rows = _read(options, split)
     if options.max_samples is not None:
         if options.max_samples < 1:
             raise ValueError(f"max_samples: expected a positive number, got {options.max_samples}")
@@ -65,6 +70,9 @@ def _read(options: DataArguments, split: str) -> Dataset:
     if options.dataset == "cldr":
         splits = build_dataset(options.languages or LANGUAGES, options.relations or RELATIONS, options.held_out)
         return _split(splits, split, "cldr")
+    if options.dataset == "udhr":
+        texts = build_udhr(options.languages or LANGUAGES, options.held_out)
+        return _split(DatasetDict({name: Dataset.from_list(rows) for name, rows in texts.items()}), split, "udhr")
     path = Path(options.dataset).expanduser()
     if path.is_dir():
         return _read_folder(path, split)
