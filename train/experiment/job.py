@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import tempfile
 import time
@@ -41,6 +42,7 @@ def run_job(settings: Settings, name: str, seed: int) -> dict[str, Any]:
     data = load(settings, seed)
     model, collator = make_model(settings, condition, data, seed)
     losses, refits = train(settings, condition, model, collator, data, seed)
+    gc.collect()  # the trainer and its optimizer hold each other
     trained = time.perf_counter()
     modes, maps = evaluate(settings, name, model.eval(), collator, data)
     device = model.device
@@ -189,7 +191,7 @@ def likelihood_batches(
     """Rows with their answers, on the model's device, with what the mode may read."""
     patched = hasattr(model, "cc")
     hidden = PIVOT_KEYS if not patched else () if pivot else ("pivot_input_ids", "pivot_attention_mask", "pivot_index")
-    size = max(1, settings.eval_batch_size // 2)
+    size = max(1, settings.eval_batch_size // 8)  # logits of every token; several processes share a device
     for start in range(0, len(rows), size):
         batch = collator(rows[start : start + size])
         yield {key: value.to(model.device) for key, value in batch.items() if key not in hidden}
