@@ -52,6 +52,14 @@ class ModelArguments:
     temperature: float = option(1.0, "Temperature of the Decision Maker's softmax.")
     hard: bool = option(True, "Connect one layer's activation (false: a mixture of all layers').")
     pivot_grad: bool = option(False, "Let gradients flow into the English pass (the published recipe does not).")
+    simulated_share: float = option(
+        0.0,
+        "Share of the rows that, at the end of training, read what they read at inference, instead of English: their "
+        "own activations, mapped by a matrix that is fitted while the model trains. 0: the published recipe.",
+    )
+    simulated_ramp: float = option(0.5, "Share of the steps over which --simulated_share is reached, from 0.")
+    refit_steps: int = option(50, "With --simulated_share: steps between fits of the matrix; 0: once, at the start.")
+    connection_dropout: float = option(0.0, "Share of the rows that train without a connection, drawn in each step.")
 
 
 @dataclass

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
 
 from train.arguments import DataArguments
@@ -63,6 +64,30 @@ def count_pivots(rows: Dataset) -> int:
     """
     present = [name for name in PIVOTS if name in rows.column_names]
     return sum(map(has_pivot, rows.select_columns(present))) if present else 0
+
+
+def choose_pairs(rows: Dataset, max_pairs: int | None, seed: int) -> list[dict[str, Any]]:
+    """At most `max_pairs` rows that have an English version, in random order.
+
+    Raises:
+        ValueError: there is none.
+
+    Example:
+        >>> rows = Dataset.from_dict({"instruction": ["Hallo", "Hello"], "instruction_en": ["Hello", ""]})
+        >>> choose_pairs(rows, 10, seed=0)
+        [{'instruction': 'Hallo', 'instruction_en': 'Hello'}]
+    """
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    pairs: list[dict[str, Any]] = []
+    for index in order:
+        if max_pairs is not None and len(pairs) >= max_pairs:
+            break
+        row = rows[index]
+        if has_pivot(row):
+            pairs.append(row)
+    if not pairs:
+        raise ValueError("instruction_en: expected rows with an English version, got none")
+    return pairs
 
 
 def _read(options: DataArguments, split: str) -> Dataset:
@@ -127,4 +152,4 @@ def _rename(rows: Dataset, options: DataArguments) -> Dataset:
     return rows
 
 
-__all__ = ["count_pivots", "has_pivot", "load_rows"]
+__all__ = ["choose_pairs", "count_pivots", "has_pivot", "load_rows"]
