@@ -61,6 +61,7 @@ def run_all(
     console, root, start = console or Console(), Path(folder), time.monotonic()
     root.mkdir(parents=True, exist_ok=True)
     results = read_results(root, settings)
+    others = [result for result in read_results(root) if result not in results]
     done = {(result["condition"], result["seed"]) for result in results}
     waiting: list[Job] = [(name, seed) for seed in settings.seeds for name in settings.conditions]
     waiting = [job for job in waiting if job not in done]
@@ -85,7 +86,7 @@ def run_all(
                     console.print(f"{name}, seed {seed} failed:\n{failure}", markup=False, highlight=False)
                     continue
                 results.append(result)
-                write_text(root / RESULTS, "".join(json.dumps(each) + "\n" for each in results))
+                write_text(root / RESULTS, "".join(json.dumps(each) + "\n" for each in others + results))
                 console.print(_line(result, time.monotonic() - start), highlight=False)
     return results
 
