@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from cc_kernels.backend import BACKENDS
 from train.experiment.data import prepare
 from train.experiment.pool import read_results, run_all
 from train.experiment.report import write_report
@@ -28,13 +29,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", metavar="DIR", help="prepared data, instead of the config's")
     parser.add_argument("--steps", type=int, help="instead of the config's")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the config's")
+    parser.add_argument("--backend", choices=BACKENDS, help="kernels, instead of the config's; auto: Triton on a GPU")
     parser.add_argument("--only", nargs="+", metavar="CONDITION", help="these conditions; vanilla is always run")
     parser.add_argument("--prepare", metavar="DIR", help="only write the rows there, for a machine without Babel")
     parser.add_argument("--report", action="store_true", help="only write the report of what is in --out")
     options = parser.parse_args(arguments)
     try:
         settings = read_settings(
-            options.config, model=options.model, data=options.data, steps=options.steps, seeds=options.seeds
+            options.config,
+            model=options.model,
+            data=options.data,
+            steps=options.steps,
+            seeds=options.seeds,
+            backend=options.backend,
         )
         if options.only:
             unknown = sorted(set(options.only) - set(settings.conditions))

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
+from cc_kernels import use_backend
 from cc_model import CCConfig, connection_disabled, fit_transform_matrix, patch_model
 from cc_model.bank import captured_bank
 from cc_model.collator import ParallelCollator
@@ -35,16 +36,17 @@ def run_job(settings: Settings, name: str, seed: int) -> dict[str, Any]:
     Returns:
         `condition`, `seed`, `fingerprint`; `modes`: per way of answering `correct` (a string of 0 and 1, one per
         question) and `nll` (nats per answer token, one number per question); `maps`: the quality of each fit;
-        `losses`, `refits`, `seconds`, `device`.
+        `losses`, `refits`, `seconds`, `backend`, `device`.
     """
     condition, start = settings.conditions[name], time.perf_counter()
     logging.getLogger("cc_model").setLevel(logging.ERROR)
     data = load(settings, seed)
     model, collator = make_model(settings, condition, data, seed)
-    losses, refits = train(settings, condition, model, collator, data, seed)
-    gc.collect()  # the trainer and its optimizer hold each other
-    trained = time.perf_counter()
-    modes, maps = evaluate(settings, name, model.eval(), collator, data)
+    with use_backend(settings.backend):
+        losses, refits = train(settings, condition, model, collator, data, seed)
+        gc.collect()  # the trainer and its optimizer hold each other
+        trained = time.perf_counter()
+        modes, maps = evaluate(settings, name, model.eval(), collator, data)
     device = model.device
     return {
         "condition": name,
@@ -58,6 +60,7 @@ def run_job(settings: Settings, name: str, seed: int) -> dict[str, Any]:
         "losses": losses,
         "refits": refits,
         "seconds": {"train": round(trained - start, 1), "evaluate": round(time.perf_counter() - trained, 1)},
+        "backend": settings.backend,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
 

@@ -53,6 +53,7 @@ class Settings:
         data: folder that `python -m train.experiment --prepare` wrote; None builds the rows from CLDR.
         languages, relations, held_out: of `train.data.cldr`.
         seeds: each gives split, data order, first weights and noise.
+        backend: of `cc_kernels.use_backend`.
         questions: most held-out questions that are asked.
     """
 
@@ -72,6 +73,7 @@ class Settings:
     learning_rate: float = 1e-4
     max_length: int = 256
     workers: int = 0
+    backend: str = "auto"
     fit_pairs: int = 1000
     refit_pairs: int = 300
     questions: int = 500
@@ -98,7 +100,7 @@ class Settings:
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 
-_NOT_PART_OF_A_RESULT = ("conditions", "seeds", "data", "model", "workers")
+_NOT_PART_OF_A_RESULT = ("conditions", "seeds", "data", "model", "workers", "backend")
 
 
 def read_settings(path: str | Path, **overrides: Any) -> Settings:
