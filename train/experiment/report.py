@@ -116,15 +116,9 @@ def _words(settings: Settings, results: Results) -> list[str]:
                 f"against the matrix: {_verdict(lost)}. The matrix against no connection, same weights: "
                 f"{_verdict(brought)}."
             )
-    ahead = [
-        name for name in settings.conditions if (gain := _gain(results, name, plain)) and gain.clear and gain.mean > 0
-    ]
-    behind = [
-        name for name in settings.conditions if (gain := _gain(results, name, plain)) and gain.clear and gain.mean < 0
-    ]
     summary = (
-        f"Clearly above vanilla: {', '.join(ahead) or 'none'}. Clearly below: {', '.join(behind) or 'none'}. The "
-        "others cannot be told from vanilla with these seeds."
+        f"{_clear(settings, results, accuracy, 1)} {_clear(settings, results, likelihood, -1)} The others cannot be "
+        "told from vanilla with these seeds."
     )
     base = by_seed(results, "cc", "matrix", accuracy)
     for name in settings.conditions:
@@ -134,8 +128,14 @@ def _words(settings: Settings, results: Results) -> list[str]:
     return [summary, "", *lines]
 
 
-def _gain(results: Results, name: str, plain: Mapping[int, float]) -> Estimate | None:
-    return difference(by_seed(results, name, "matrix", accuracy), plain)
+def _clear(settings: Settings, results: Results, measure: Any, better: int) -> str:
+    """Which conditions differ clearly from vanilla at inference; `better` is the sign of a gain."""
+    plain = by_seed(results, VANILLA, "plain", measure)
+    gains = {name: difference(by_seed(results, name, "matrix", measure), plain) for name in settings.conditions}
+    signs = {name: better * found.mean > 0 for name, found in gains.items() if found and found.clear}
+    above, below = ([name for name, gain in signs.items() if gain == side] for side in (True, False))
+    what = "accuracy" if measure is accuracy else "the likelihood of the right answers"
+    return f"By {what}, clearly better than vanilla: {', '.join(above) or 'none'}; worse: {', '.join(below) or 'none'}."
 
 
 def _maps(settings: Settings, results: Results) -> list[str]:
@@ -219,7 +219,8 @@ def _verdict(found: Estimate) -> str:
 
 def _signed(found: Estimate, digits: int) -> str:
     half = "" if found.half is None else f" ± {found.half:.{digits}f}"
-    return f"{found.mean:+.{digits}f}{half}".replace("-", "−")
+    mean = round(found.mean, digits) + 0.0  # no negative zero
+    return f"{mean:+.{digits}f}{half}".replace("-", "−")
 
 
 def _shown(found: Estimate, unit: str, digits: int) -> str:
