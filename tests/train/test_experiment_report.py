@@ -1,10 +1,17 @@
 """The experiment's statistics, and words that follow the numbers."""
 
+from pathlib import Path
+
 import pytest
 
+from train.experiment.pool import read_results
 from train.experiment.report import render
-from train.experiment.settings import Condition, Settings
+from train.experiment.settings import Condition, Settings, read_settings
 from train.experiment.statistics import difference, estimate
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "train" / "configs"
+COMMITTED = sorted(path.parent for path in (ROOT / "docs" / "experiments").glob("*/results.jsonl"))
 
 
 def made_up(gains):
@@ -47,3 +54,11 @@ def test_estimates():
     assert difference({0: 1.0}, {1: 1.0}) is None
     with pytest.raises(ValueError, match="values: expected at least one seed"):
         estimate([])
+
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+def test_committed_reports_say_what_their_results_say(folder):
+    settings = read_settings(CONFIGS / f"experiment_{folder.name}.yaml")
+    results = read_results(folder, settings)
+    assert len(results) == len((folder / "results.jsonl").read_text().splitlines())  # all are of these settings
+    assert (folder / "report.md").read_text(encoding="utf-8") == "\n".join(render(settings, results)) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,15 +31,23 @@ def plot(settings: Settings, results: Results, folder: Path) -> None:
             found = difference(by_seed(results, name, mode, accuracy), plain)
             if found is None:
                 continue
-            axes.plot(found.values, [place + shift] * len(found.values), ".", color=color, alpha=0.4, markersize=4)
+            axes.plot(
+                found.values,
+                [place + shift] * len(found.values),
+                "d",
+                color=color,
+                alpha=0.6,
+                markersize=5,
+                fillstyle="none",
+            )
             axes.errorbar(
-                found.mean, place + shift, xerr=found.half, fmt="o", color=color, markersize=5, capsize=3,
+                found.mean, place + shift, xerr=found.half, fmt="o", color=color, markersize=6, capsize=3,
                 label=labels[mode] if place == 0 else None,
             )  # fmt: skip
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set_xlabel("held-out accuracy − vanilla (points; mean, 95 % interval, and the seeds)")
+    axes.set_xlabel("held-out accuracy − vanilla (points; mean with 95 % interval; diamonds: seeds)")
     axes.grid(axis="x", alpha=0.3)
     axes.legend(fontsize="small")
     _save(figure, folder / "differences.png")
@@ -48,17 +57,19 @@ def plot(settings: Settings, results: Results, folder: Path) -> None:
 
 
 def _plot_maps(settings: Settings, results: Results, fits: Sequence[str], folder: Path) -> None:
-    """Accuracy against the R² of the map, one point per seed."""
+    """What a map answers, against its R²; one point per seed, compared with the plain matrix of that seed."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name in fits:
+    for name, marker in zip(fits, itertools.cycle("os^vDP*X")):
         points = [
-            (result["maps"][name]["r2"], accuracy(result["modes"][name]))
+            (result["maps"][name]["r2"], accuracy(result["modes"][name]) - accuracy(result["modes"]["matrix"]))
             for result in results
             if result["condition"] == settings.maps_of and name in result["maps"]
         ]
-        axes.plot(*zip(*points), "o", label=name, markersize=5, alpha=0.8)
+        axes.plot(*zip(*points), marker, label=name, markersize=6, alpha=0.8)
     axes.set(
-        xlabel="R² of the map on unseen prompts", ylabel="held-out accuracy (%)", title=f"Maps of `{settings.maps_of}`"
+        xlabel="R² of the map on unseen prompts",
+        ylabel="held-out accuracy − that of `matrix` (points)",
+        title=f"Maps of `{settings.maps_of}`",
     )
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
