@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from train.experiment.data import load, prepare
 from train.experiment.job import answer_nll, ask, make_model, map_quality
 from train.experiment.pool import read_results, run_all
 from train.experiment.report import write_report
-from train.experiment.settings import read_settings
+from train.experiment.settings import Condition, read_settings
 from train.experiment.statistics import accuracy, by_seed
 
 CONFIGS = sorted((Path(__file__).parents[2] / "train" / "configs").glob("experiment*.yaml"))
@@ -128,6 +129,8 @@ def test_running_again_runs_only_what_is_missing(run, config, tmp_path):
     assert (out / "results.jsonl").read_text() == kept
     other = read_settings(config, steps=4)
     assert read_results(out, other) == []  # results of other settings do not count
+    changed = replace(settings, conditions={**settings.conditions, "cc": Condition(config={"hard": False})})
+    assert {result["condition"] for result in read_results(out, changed)} == {"vanilla", "ramp"}
     console = Console(record=True, width=200, file=(out / "printed").open("w"))
     run_all(settings, out, stop_after=-1.0, console=console)
     assert "time is up: 2 jobs are left" in console.export_text()
@@ -172,7 +175,7 @@ def test_prepared_data_is_the_built_data(config, tmp_path):
     built = read_settings(config)
     prepare(built, tmp_path)
     prepared = read_settings(config, data=str(tmp_path))
-    assert prepared.fingerprint() == built.fingerprint()
+    assert all(prepared.fingerprint(name) == built.fingerprint(name) for name in built.conditions)
     for seed in built.seeds:
         assert load(prepared, seed) == load(built, seed)
     assert load(built, 0).questions != load(built, 1).questions

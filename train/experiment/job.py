@@ -51,7 +51,7 @@ def run_job(settings: Settings, name: str, seed: int) -> dict[str, Any]:
     return {
         "condition": name,
         "seed": seed,
-        "fingerprint": settings.fingerprint(),
+        "fingerprint": settings.fingerprint(name),
         "questions": len(data.questions),
         "train_rows": len(data.train),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -28,10 +28,8 @@ def read_results(folder: str | Path, settings: Settings | None = None) -> list[d
     results = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     if settings is None:
         return results
-    known = settings.fingerprint()
-    return [
-        result for result in results if result["fingerprint"] == known and result["condition"] in settings.conditions
-    ]
+    known = {name: settings.fingerprint(name) for name in settings.conditions}
+    return [result for result in results if result["fingerprint"] == known.get(result["condition"])]
 
 
 def run_all(

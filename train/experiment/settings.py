@@ -94,13 +94,14 @@ class Settings:
         if not self.seeds or min(self.steps, self.batch_size, self.questions, self.eval_batch_size) < 1:
             raise ValueError("expected seeds, and steps, batch_size, questions and eval_batch_size above 0")
 
-    def fingerprint(self) -> str:
-        """Of all that a result depends on, other conditions, seeds and the place of the files left out."""
+    def fingerprint(self, name: str) -> str:
+        """Of all that a result of the condition `name` depends on: not other conditions, seeds or where files are."""
         fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in _NOT_PART_OF_A_RESULT}
+        fields["condition"] = dataclasses.asdict(self.conditions[name])
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 
-_NOT_PART_OF_A_RESULT = ("conditions", "seeds", "data", "model", "workers", "backend")
+_NOT_PART_OF_A_RESULT = ("conditions", "seeds", "data", "workers", "backend")
 
 
 def read_settings(path: str | Path, **overrides: Any) -> Settings:
