@@ -67,13 +67,14 @@ def _set_up(settings: Settings, results: Results) -> list[str]:
     return [
         f"Model: {model}, {min(result['parameters'] for result in results):,} parameters. Data: questions about "
         f"territories (CLDR), {len(settings.languages)} languages ({', '.join(settings.languages)}), "
-        f"{_range(results, 'train_rows')} training rows. {settings.steps} steps of {settings.batch_size} rows, "
-        f"peak learning rate {settings.learning_rate:g}, cosine; seeds {', '.join(map(str, seeds))}. For a seed all conditions have "
+        f"{_range(results, 'train_rows')} training rows; {settings.steps} steps of {settings.batch_size} rows, "
+        f"peak learning rate {settings.learning_rate:g}, cosine; seeds {', '.join(map(str, seeds))}. "
+        "For a seed all conditions have "
         f"the same split, the same first weights and the same batches in the same order. Device: {some['device']}.",
         "",
         f"Asked are {_range(results, 'questions')} held-out facts per seed: trained on in English, but not in the "
-        "language of the question; the answer occurs in training in that language. An answer counts when it is exactly the expected "
-        "text (greedy decoding).",
+        "language of the question; the answer occurs in training in that language. An answer counts when "
+        "it is exactly the expected text (greedy decoding).",
         "",
         "*At inference* is what a user gets: plain answers of vanilla, the Transform Matrix for the others. *True "
         "English* reads the English question too, *off* is the same model without the connection.",
