@@ -36,18 +36,11 @@ def capture_bank(
         The bank `(L, B, d)`; which rows are usable `(B,)`, that is, have an attended token and an index in range (the
         others hold finite numbers without meaning); the last hidden state `(B, S, d)`.
     """
-    rows, length = ids.shape
-    if mask is None:
-        usable = torch.ones(rows, dtype=torch.bool, device=ids.device)
-        last = torch.full((rows,), length - 1, device=ids.device)
-    else:
-        last = last_attended(mask)
-        usable = last >= 0
+    usable, tokens = captured_tokens(ids, mask, index)
+    if mask is not None:
         # An empty row attends to its padding instead of to nothing: finite numbers, which are then left out.
-        mask = torch.where(usable[:, None], mask, 1)
-    if index is not None:
-        usable = usable & in_range(index, length)
-    capture = CapturePass(flat_rows(last if index is None else index, length), slots)
+        mask = torch.where((mask != 0).any(dim=1, keepdim=True), mask, 1)
+    capture = CapturePass(tokens, slots)
     output = body(
         input_ids=ids,
         attention_mask=mask,
@@ -57,6 +50,16 @@ def capture_bank(
         cc_pass=capture,
     )
     return capture.collect(device), usable, hidden_of(output)
+
+
+def captured_tokens(ids: Tensor, mask: Tensor | None, index: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Which rows of `capture_bank`'s arguments are usable `(B,)`, and the captured tokens, flat, `(B,)`."""
+    rows, length = ids.shape
+    last = torch.full((rows,), length - 1, device=ids.device) if mask is None else last_attended(mask)
+    usable = last >= 0
+    if index is not None:
+        usable = usable & in_range(index, length)
+    return usable, flat_rows(last if index is None else index, length)
 
 
 class BankCall:

@@ -21,6 +21,11 @@ class CCConfig:
         temperature: τ of the Gumbel softmax, above 0, without unit.
         hard: choose one layer per row (straight-through); False mixes all layers with the softmax weights.
         pivot_grad: let gradients flow through the bank into the pivot pass. The published recipe does not.
+        simulated_share: share in [0, 1] of the rows that, in training, read what they read at inference: their own
+            activations, without a gradient, mapped by the Transform Matrix, instead of the English ones. Drawn per row
+            and step; needs a matrix, so fit one first and again as the model changes. Not part of the published recipe.
+        connection_dropout: share in [0, 1] of the rows that train without a connection, drawn per row and step. Not
+            part of the published recipe.
 
     Raises:
         TypeError: an option has the wrong type.
@@ -31,16 +36,18 @@ class CCConfig:
     Example:
         >>> CCConfig(pivot_grad=True).to_dict()["pivot_grad"]
         True
-        >>> CCConfig.from_dict({"temprature": 2.0})
+        >>> CCConfig.from_dict({"temprature": 2.0})  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        ValueError: config: unknown key 'temprature'; expected some of hard, inject_layer, pivot_grad, temperature
+        ValueError: config: unknown key 'temprature'; expected some of connection_dropout, hard, inject_layer, ...
     """
 
     inject_layer: int = 0
     temperature: float = 1.0
     hard: bool = True
     pivot_grad: bool = False
+    simulated_share: float = 0.0
+    connection_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         """Check types and ranges."""
@@ -55,6 +62,13 @@ class CCConfig:
         for name in ("hard", "pivot_grad"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: expected True or False, got {getattr(self, name)!r}")
+
+        for name in ("simulated_share", "connection_dropout"):
+            share = getattr(self, name)
+            if isinstance(share, bool) or not isinstance(share, (int, float)):
+                raise TypeError(f"{name}: expected a number, got {share!r}")
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name}: expected a share in [0, 1], got {share}")
 
     def to_dict(self) -> dict[str, Any]:
         """The options as a dict that `from_dict` reads back."""

@@ -113,6 +113,16 @@ def _map(picked: Tensor, bank: Tensor, weights: Tensor, matrix: Tensor, bias: Te
     return mapped + (bias if bias.ndim == 1 else weights.to(bias.dtype) @ bias)
 
 
+@torch.no_grad()
+def mapped_bank(bank: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    """`V_l M_l + c_l` for the whole bank `(L, B, d)`, without a gradient: what inference puts in the English place."""
+    with torch.autocast(bank.device.type, enabled=False):
+        mapped = bank.to(matrix.dtype) @ matrix.to(bank.device)
+        if bias is not None:
+            mapped = mapped + (bias if bias.ndim == 1 else bias[:, None]).to(bank.device)
+    return mapped.to(bank.dtype)
+
+
 class CrossLingualConnection(nn.Module):
     """`model.cc`: the Decision Maker, the Transform Matrix (a buffer, None until set) and the switch.
 
@@ -248,4 +258,4 @@ def connection_of(model: nn.Module) -> CrossLingualConnection:
     raise ValueError(f"model: expected a patched model, got {type(model).__name__}; call patch_model(model) first")
 
 
-__all__ = ["CrossLingualConnection", "DecisionMaker", "connection_disabled", "connection_of"]
+__all__ = ["CrossLingualConnection", "DecisionMaker", "connection_disabled", "connection_of", "mapped_bank"]

@@ -1,4 +1,9 @@
-"""The connected forward with an English prompt: pivot pass, decision, main pass."""
+"""The connected forward with an English prompt: pivot pass, decision, main pass.
+
+With `CCConfig(simulated_share=...)` some rows, in training, read what inference gives them instead of the English bank:
+their own activations, mapped by the Transform Matrix. One more pass over the main rows, without a gradient, captures
+them; when all rows do so, it takes the place of the pivot pass.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +14,11 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from cc_kernels import capture_rows
-from cc_model.bank import capture_bank
+from cc_model.bank import capture_bank, captured_tokens
 from cc_model.calls import Body, ConnectedCall, flatten, input_shape, token_embeddings
-from cc_model.connection import CrossLingualConnection
-from cc_model.passes import InjectPass, LayerSlot
+from cc_model.compat import with_cache
+from cc_model.connection import CrossLingualConnection, mapped_bank
+from cc_model.passes import CapturePass, InjectPass, LayerSlot
 from cc_model.positions import flat_rows, in_range, mark_skipped
 
 
@@ -45,18 +51,25 @@ class PivotCall(ConnectedCall):
     def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BaseModelOutputWithPast:
         """Pivot pass, decision, main pass with the connection."""
         rows, length = input_shape(named)
-        bank, has_pivot = self.pivot_bank(body, stock)
+        config, training = self.connection.config, self.connection.training
+        share = config.simulated_share if training else 0.0
+        bank, has_pivot = self.pivot_bank(body, stock) if share < 1 else (None, self.has_pivot())
         if self.packed:
             named = {**named, "use_cache": False}  # with a cache the stock model ignores that positions restart
-        elif bank.shape[1] != rows:  # beams and returned sequences: the prompt's rows, each repeated
+        elif bank is not None and bank.shape[1] != rows:  # beams and returned sequences: each prompt's row, repeated
             repeats = rows // bank.shape[1]
             bank, has_pivot = bank.repeat_interleave(repeats, dim=1), has_pivot.repeat_interleave(repeats)
         # One lookup serves both the decision and the main pass, so that the embedding gets one dense gradient, not two.
         embeds = token_embeddings(body, named)
         index = self.connection_index(named, rows, length, embeds.device)
         tokens, in_row = self.located(index, rows, length)
+        if share > 0:
+            bank = self.with_simulated(bank, stock, named, tokens, share)
+        assert bank is not None
         row_embeds = capture_rows(flatten(embeds), tokens, assume_valid=True)
         keep = in_row & has_pivot.to(index.device)
+        if training and config.connection_dropout > 0:
+            keep = keep & (torch.rand(keep.shape, device=keep.device) >= config.connection_dropout)
         keep_bank = keep.to(bank.device)
         bank = torch.where(keep_bank[None, :, None], bank, 0.0)
         update = self.decide(bank, row_embeds, keep_bank)
@@ -86,6 +99,33 @@ class PivotCall(ConnectedCall):
                 # Sharded wrappers unshard in a backward hook of the pass's result, which the bank alone never reaches.
                 bank = bank + hidden[:, :0].sum().to(device=device, dtype=bank.dtype)
         return bank, has_pivot
+
+    def has_pivot(self) -> Tensor:
+        """Which rows have a pivot `(B,)`, when its activations are not needed."""
+        return captured_tokens(self.pivot_ids, self.pivot_mask, self.pivot_index)[0]
+
+    def with_simulated(
+        self, bank: Tensor | None, stock: Body, named: dict[str, Any], tokens: Tensor, share: float
+    ) -> Tensor:
+        """The bank `(L, B, d)`, in which a random `share` of the rows has what inference gives them.
+
+        `tokens` `(B,)` are the connected ones. Attention is causal, so the answer after them changes nothing.
+        """
+        matrix, bias = self.connection.transform_matrix, self.connection.transform_bias
+        if matrix is None:
+            raise ValueError(
+                f"simulated_share: expected a Transform Matrix for {share}, got none; call fit_transform_matrix(model, "
+                "...) before training, and again as the model changes"
+            )
+        quiet = {"use_cache": False, "output_hidden_states": False, "output_attentions": False}
+        capture = CapturePass(tokens, self.slots)
+        with torch.no_grad():
+            stock(**{**with_cache(named, None), **quiet}, cc_pass=capture)
+        own = mapped_bank(capture.collect(self.connection.device_like(tokens)), matrix, bias)
+        if bank is None:
+            return own
+        chosen = torch.rand(tokens.shape, device=bank.device) < share
+        return torch.where(chosen[None, :, None], own, bank)
 
     def refuse_lost_gradient(self, bank: Tensor, body: Any) -> None:
         """Reentrant checkpointing runs the layers without a graph, so the captures would carry no gradient."""

@@ -52,6 +52,14 @@ class ModelArguments:
     temperature: float = option(1.0, "Temperature of the Decision Maker's softmax.")
     hard: bool = option(True, "Connect one layer's activation (false: a mixture of all layers').")
     pivot_grad: bool = option(False, "Let gradients flow into the English pass (the published recipe does not).")
+    simulated_share: float = option(
+        0.0,
+        "Share of the rows that, at the end of training, read what they read at inference, instead of English: their "
+        "own activations, mapped by a matrix that is fitted while the model trains. 0: the published recipe.",
+    )
+    simulated_ramp: float = option(0.5, "Share of the steps over which --simulated_share is reached, from 0.")
+    refit_steps: int = option(50, "With --simulated_share: steps between fits of the matrix; 0: once, at the start.")
+    connection_dropout: float = option(0.0, "Share of the rows that train without a connection, drawn in each step.")
 
 
 @dataclass
@@ -77,7 +85,8 @@ class DataArguments:
     dataset: str | None = option(
         None,
         "A .json, .jsonl or .parquet file, a folder with <split>.jsonl or <split>.parquet, a data set saved with "
-        "save_to_disk, a hub name, or 'cldr': real questions in 22 languages that are built offline.",
+        "save_to_disk, a hub name; or what is built offline in 22 languages: 'cldr' (questions), 'udhr' (prose), "
+        "'cldr+udhr' (both).",
     )
     dataset_config: str | None = option(None, "Configuration of a hub data set.")
     split: str = option("train", "Split to read.")
@@ -86,9 +95,9 @@ class DataArguments:
     instruction_en_column: str = option("instruction_en", "Column with its English version; empty cells: none.")
     output_column: str = option("output", "Column with the answer. Chat data: columns messages and messages_en.")
     max_samples: int | None = option(None, "Use only the first N rows.")
-    languages: list[str] | None = option(None, "With --dataset cldr: language codes; all 22 if left out.")  # noqa: RUF009
-    relations: list[str] | None = option(None, "With --dataset cldr: relations; all 4 if left out.")  # noqa: RUF009
-    held_out: float = option(0.1, "With --dataset cldr: share of the facts held out in every language but English.")
+    languages: list[str] | None = option(None, "With cldr and udhr: language codes; all 22 if left out.")  # noqa: RUF009
+    relations: list[str] | None = option(None, "With cldr: relations; all 4 if left out.")  # noqa: RUF009
+    held_out: float = option(0.1, "With cldr and udhr: share of the rows held out in every language but English.")
 
 
 @dataclass

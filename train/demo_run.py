@@ -17,8 +17,9 @@ from cc_model import connection_disabled, fit_transform_matrix, patch_model
 from cc_model.collator import ParallelCollator
 from train.answers import generate_answers, is_correct
 from train.arguments import SftArguments
+from train.batches import prompt_batches
 from train.data import build_dataset
-from train.fit_transform import choose_pairs, prompt_batches
+from train.load_data import choose_pairs
 from train.models import new_model, set_end_of_turn
 from train.sft import make_trainer
 from train.trainer import CCTrainer, histogram

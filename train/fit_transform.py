@@ -9,23 +9,22 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset
 from rich.console import Console
 from rich.table import Table
-from tqdm.auto import tqdm
 
 from cc_model import fit_transform_matrix
 from cc_model.collator import ParallelCollator
 from cc_model.files import write_text
 from train.arguments import DataArguments, option, parse
-from train.load_data import has_pivot, load_rows
+from train.batches import prompt_batches
+from train.load_data import choose_pairs, load_rows
 from train.models import best_device, load_options, load_trained, save_options
 
 DESCRIPTION = (
@@ -54,45 +53,6 @@ class FitArguments:
     dtype: str = option("auto", "auto (as saved), float32, bfloat16 or float16.")
     device: str = option("auto", "auto, cpu, cuda, ...; with several processes each takes its own of that type.")
     seed: int = option(0, "Of the choice of pairs.")
-
-
-def choose_pairs(rows: Dataset, max_pairs: int | None, seed: int) -> list[dict[str, Any]]:
-    """At most `max_pairs` rows that have an English version, in random order.
-
-    Raises:
-        ValueError: there is none.
-
-    Example:
-        >>> rows = Dataset.from_dict({"instruction": ["Hallo", "Hello"], "instruction_en": ["Hello", ""]})
-        >>> choose_pairs(rows, 10, seed=0)
-        [{'instruction': 'Hallo', 'instruction_en': 'Hello'}]
-    """
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    pairs: list[dict[str, Any]] = []
-    for index in order:
-        if max_pairs is not None and len(pairs) >= max_pairs:
-            break
-        row = rows[index]
-        if has_pivot(row):
-            pairs.append(row)
-    if not pairs:
-        raise ValueError("instruction_en: expected rows with an English version, got none")
-    return pairs
-
-
-def prompt_batches(
-    model: Any,
-    collator: ParallelCollator,
-    pairs: Sequence[Mapping[str, Any]],
-    batch_size: int,
-    progress: bool = True,
-) -> Iterator[dict[str, torch.Tensor]]:
-    """Batches for `fit_transform_matrix`, on the model's device."""
-    with tqdm(total=len(pairs), desc="fit Transform Matrix", unit="pair", disable=not progress) as bar:
-        for start in range(0, len(pairs), batch_size):
-            batch = collator.prompts(pairs[start : start + batch_size])
-            yield {key: value.to(model.device) for key, value in batch.items()}
-            bar.update(len(batch["input_ids"]))
 
 
 def report_table(report: Any) -> Table:

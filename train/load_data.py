@@ -1,15 +1,18 @@
-"""Rows for training and fitting, from files, the hub or CLDR."""
+"""Rows for training and fitting, from files, the hub, or the texts that come with this package."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+import torch
+from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
 
 from train.arguments import DataArguments
 from train.data import LANGUAGES, RELATIONS, build_dataset
+from train.data.udhr import build_rows as build_udhr
 
 READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 PIVOTS = ("instruction_en", "messages_en")
@@ -28,8 +31,11 @@ def load_rows(options: DataArguments, split: str | None = None) -> Dataset:
     """
     split = split or options.split
     if options.dataset is None:
-        raise ValueError("dataset: expected --dataset, a file, folder, hub name or 'cldr'; got none")
-    rows = _read(options, split)
+        raise ValueError("dataset: expected --dataset, a file, folder, hub name, 'cldr' or 'udhr'; got none")
+    if options.dataset == "cldr+udhr":
+        rows = concatenate_datasets([_read(replace(options, dataset=name), split) for name in ("cldr", "udhr")])
+    else:
+        rows = _read(options, split)
     if options.max_samples is not None:
         if options.max_samples < 1:
             raise ValueError(f"max_samples: expected a positive number, got {options.max_samples}")
@@ -60,11 +66,38 @@ def count_pivots(rows: Dataset) -> int:
     return sum(map(has_pivot, rows.select_columns(present))) if present else 0
 
 
+def choose_pairs(rows: Dataset, max_pairs: int | None, seed: int) -> list[dict[str, Any]]:
+    """At most `max_pairs` rows that have an English version, in random order.
+
+    Raises:
+        ValueError: there is none.
+
+    Example:
+        >>> rows = Dataset.from_dict({"instruction": ["Hallo", "Hello"], "instruction_en": ["Hello", ""]})
+        >>> choose_pairs(rows, 10, seed=0)
+        [{'instruction': 'Hallo', 'instruction_en': 'Hello'}]
+    """
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    pairs: list[dict[str, Any]] = []
+    for index in order:
+        if max_pairs is not None and len(pairs) >= max_pairs:
+            break
+        row = rows[index]
+        if has_pivot(row):
+            pairs.append(row)
+    if not pairs:
+        raise ValueError("instruction_en: expected rows with an English version, got none")
+    return pairs
+
+
 def _read(options: DataArguments, split: str) -> Dataset:
     assert options.dataset is not None
     if options.dataset == "cldr":
         splits = build_dataset(options.languages or LANGUAGES, options.relations or RELATIONS, options.held_out)
         return _split(splits, split, "cldr")
+    if options.dataset == "udhr":
+        texts = build_udhr(options.languages or LANGUAGES, options.held_out)
+        return _split(DatasetDict({name: Dataset.from_list(rows) for name, rows in texts.items()}), split, "udhr")
     path = Path(options.dataset).expanduser()
     if path.is_dir():
         return _read_folder(path, split)
@@ -119,4 +152,4 @@ def _rename(rows: Dataset, options: DataArguments) -> Dataset:
     return rows
 
 
-__all__ = ["count_pivots", "has_pivot", "load_rows"]
+__all__ = ["choose_pairs", "count_pivots", "has_pivot", "load_rows"]

@@ -86,9 +86,8 @@ def load_for_training(options: ModelArguments, rows: Iterable[Mapping[str, Any]]
         )
     set_chat_template(tokenizer, options.chat_template)
     if options.method == "cc":
-        patch_model(
-            model, CCConfig(options.inject_layer, options.temperature, options.hard, pivot_grad=options.pivot_grad)
-        )
+        names = ("inject_layer", "temperature", "hard", "pivot_grad", "connection_dropout")
+        patch_model(model, CCConfig(**{name: getattr(options, name) for name in names}))
     return model, tokenizer
 
 

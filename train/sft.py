@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from datasets import Dataset
 from rich.console import Console
 from tqdm.auto import tqdm
@@ -26,8 +27,9 @@ from cc_model.collator import ParallelCollator
 from cc_model.files import write_text
 from train.arguments import CollatorArguments, DataArguments, ModelArguments, SftArguments, parse
 from train.checkpoints import last_complete_checkpoint
-from train.load_data import count_pivots, load_rows
+from train.load_data import choose_pairs, count_pivots, load_rows
 from train.models import load_for_training, save_options, set_end_of_turn
+from train.simulated import SimulatedTraining
 from train.trainer import CCTrainer, PlainCollator, use_rich_progress
 
 DESCRIPTION = (
@@ -37,6 +39,7 @@ DESCRIPTION = (
 )
 LENGTH_COLUMN = "length"
 HISTORY_FILE = "history.json"
+REFIT_PAIRS = 512  # of a fit during training
 
 
 def make_trainer(
@@ -137,6 +140,8 @@ def run_sft(
         arguments.train_sampling_strategy = "group_by_length"
         arguments.length_column_name = LENGTH_COLUMN
     trainer = make_trainer(model, collator, rows, arguments, eval_rows, model_options.method, console)
+    if model_options.simulated_share > 0:
+        trainer.add_callback(_simulated_training(model_options, collator, rows, arguments.seed))
     main_process = trainer.is_world_process_zero()
     if main_process:
         size = sum(parameter.numel() for parameter in model.parameters())
@@ -155,6 +160,18 @@ def run_sft(
             console.print(f"{collator.truncated:,} rows were longer than {collator.max_length} tokens and were cut")
         console.print(f"saved to {arguments.output_dir}")
     return trainer
+
+
+def _simulated_training(
+    options: ModelArguments, collator: ParallelCollator, rows: Dataset, seed: int
+) -> SimulatedTraining:
+    if options.method != "cc":
+        raise ValueError(f"simulated_share: expected 0 with --method {options.method}, got {options.simulated_share}")
+    processes = PartialState()  # each fits on its own share of the pairs
+    pairs = choose_pairs(rows, REFIT_PAIRS, seed)[processes.process_index :: processes.num_processes]
+    return SimulatedTraining(
+        collator, pairs, options.simulated_share, options.simulated_ramp, options.refit_steps, batch_size=16
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,8 +1,9 @@
-"""Data for cross-lingual fine-tuning: parallel questions from CLDR, and a small tokenizer that covers their scripts.
+"""Data for cross-lingual fine-tuning: parallel questions and prose, and a small tokenizer that covers their scripts.
 
 | module | gives |
 |---|---|
 | `train.data.cldr` | `build_rows`, `build_dataset`, `write_jsonl`, `LANGUAGES`, `RELATIONS`, and a command line |
+| `train.data.udhr` | `build_rows` of the Universal Declaration of Human Rights, and a command line |
 | `train.data.tokenizer` | `train_tokenizer`, `CHAT_TEMPLATE` |
 
 The names below are loaded on first use: importing `train.data` needs neither babel nor transformers.

@@ -1,0 +1,67 @@
+"""The command line: `python -m train.experiment CONFIG --out DIR`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cc_kernels.backend import BACKENDS
+from train.experiment.data import prepare
+from train.experiment.pool import read_results, run_all
+from train.experiment.report import write_report
+from train.experiment.settings import VANILLA, read_settings
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is missing, then write the report; or prepare the data; or only write the report."""
+    parser = argparse.ArgumentParser(
+        prog="python -m train.experiment",
+        description="Compare plain fine-tuning with CC-Tuning on equal data, steps and seeds, and write a report with "
+        "plots and intervals. Results are kept as they end; the same command continues.",
+    )
+    parser.add_argument("config", help="YAML file, see train/configs/experiment_cpu.yaml")
+    parser.add_argument("--out", metavar="DIR", help="folder for results.jsonl, report.md and the plots")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time; default: 1")
+    parser.add_argument("--stop-after", type=float, metavar="SECONDS", help="start no job later than this")
+    parser.add_argument("--model", metavar="DIR", help="folder of the weights, instead of the config's")
+    parser.add_argument("--data", metavar="DIR", help="prepared data, instead of the config's")
+    parser.add_argument("--steps", type=int, help="instead of the config's")
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the config's")
+    parser.add_argument("--backend", choices=BACKENDS, help="kernels, instead of the config's; auto: Triton on a GPU")
+    parser.add_argument("--only", nargs="+", metavar="CONDITION", help="these conditions; vanilla is always run")
+    parser.add_argument("--prepare", metavar="DIR", help="only write the rows there, for a machine without Babel")
+    parser.add_argument("--report", action="store_true", help="only write the report of what is in --out")
+    options = parser.parse_args(arguments)
+    try:
+        settings = read_settings(
+            options.config,
+            model=options.model,
+            data=options.data,
+            steps=options.steps,
+            seeds=options.seeds,
+            backend=options.backend,
+        )
+        if options.only:
+            unknown = sorted(set(options.only) - set(settings.conditions))
+            if unknown:
+                raise ValueError(f"only: expected some of {', '.join(settings.conditions)}, got {unknown}")
+            kept = {name: c for name, c in settings.conditions.items() if name in (VANILLA, *options.only)}
+            settings = replace(settings, conditions=kept, maps=settings.maps if settings.maps_of in kept else {})
+        if options.prepare:
+            print(*prepare(settings, options.prepare), sep="\n")
+            return
+        if not options.out:
+            raise ValueError("out: expected --out DIR, got none")
+        if options.report:
+            results = read_results(options.out, settings)
+        else:
+            results = run_all(settings, options.out, options.jobs, options.stop_after)
+        print(f"report: {write_report(settings, results, Path(options.out))}")
+    except ValueError as error:
+        raise SystemExit(f"train.experiment: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

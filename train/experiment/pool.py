@@ -1,0 +1,117 @@
+"""All jobs of an experiment, several processes at a time; what has ended is kept and not run again."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import time
+import traceback
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cc_model.files import write_text
+from train.experiment.settings import Settings
+
+RESULTS = "results.jsonl"
+Job = tuple[str, int]
+
+
+def read_results(folder: str | Path, settings: Settings | None = None) -> list[dict[str, Any]]:
+    """The results in a folder; with settings only those that they would give again."""
+    path = Path(folder) / RESULTS
+    if not path.is_file():
+        return []
+    results = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if settings is None:
+        return results
+    known = {name: settings.fingerprint(name) for name in settings.conditions}
+    return [result for result in results if result["fingerprint"] == known.get(result["condition"])]
+
+
+def run_all(
+    settings: Settings,
+    folder: str | Path,
+    jobs: int = 1,
+    stop_after: float | None = None,
+    console: Console | None = None,
+) -> list[dict[str, Any]]:
+    """Run what is missing in `folder`; every result is written as it ends. Returns all results.
+
+    Seeds come one after the other, each with all conditions, so that what has run when time is up can be compared. A
+    job that fails is reported and does not end the others.
+
+    Args:
+        settings: what to run.
+        folder: of `results.jsonl`.
+        jobs: processes at a time.
+        stop_after: seconds after which no job is started.
+        console: of rich; a new one if None.
+
+    Raises:
+        ValueError: `jobs` is below 1.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs: expected 1 or more, got {jobs}")
+    console, root, start = console or Console(), Path(folder), time.monotonic()
+    root.mkdir(parents=True, exist_ok=True)
+    results = read_results(root, settings)
+    others = [result for result in read_results(root) if result not in results]
+    done = {(result["condition"], result["seed"]) for result in results}
+    waiting: list[Job] = [(name, seed) for seed in settings.seeds for name in settings.conditions]
+    waiting = [job for job in waiting if job not in done]
+    console.print(f"{len(done)} of {len(done) + len(waiting)} jobs are done, {jobs} at a time", highlight=False)
+    # Forked from a server that has imported everything, before any device is initialised.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["train.experiment.job"])
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread) as pool:
+        running: dict[Future[Any], Job] = {}
+        while waiting or running:
+            late = stop_after is not None and time.monotonic() - start > stop_after
+            if late and waiting:
+                console.print(f"time is up: {len(waiting)} jobs are left for another run", highlight=False)
+                waiting = []
+            while waiting and len(running) < jobs:
+                job = waiting.pop(0)
+                running[pool.submit(_guarded, settings, *job)] = job
+            for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
+                name, seed = running.pop(future)
+                result, failure = future.result()
+                if failure:
+                    console.print(f"{name}, seed {seed} failed:\n{failure}", markup=False, highlight=False)
+                    continue
+                results.append(result)
+                write_text(root / RESULTS, "".join(json.dumps(each) + "\n" for each in others + results))
+                console.print(_line(result, time.monotonic() - start), highlight=False)
+    return results
+
+
+def _line(result: dict[str, Any], elapsed: float) -> str:
+    shares = (
+        f"{mode} {100 * m['correct'].count('1') / len(m['correct']):.1f} %" for mode, m in result["modes"].items()
+    )
+    times = " + ".join(f"{seconds:.0f}" for seconds in result["seconds"].values())
+    return f"{elapsed:5.0f} s  {result['condition']}, seed {result['seed']} ({times} s): {', '.join(shares)}"
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)  # the processes are what runs in parallel
+    torch.set_float32_matmul_precision("high")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _guarded(settings: Settings, name: str, seed: int) -> tuple[dict[str, Any] | None, str]:
+    from train.experiment.job import run_job
+
+    try:
+        return run_job(settings, name, seed), ""
+    except Exception:
+        return None, traceback.format_exc(limit=12)
+
+
+__all__ = ["RESULTS", "read_results", "run_all"]

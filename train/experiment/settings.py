@@ -1,0 +1,143 @@
+"""What an experiment compares: a YAML file as checked dataclasses."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cc_model import CCConfig
+
+VANILLA = "vanilla"
+FIT_OPTIONS = ("ridge", "per_layer", "affine", "pairs")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One way to train.
+
+    Args:
+        method: `"vanilla"` or `"cc"`.
+        config: fields of `cc_model.CCConfig`; with `simulated_share` the training uses `train.simulated`.
+        ramp: of `train.simulated.SimulatedTraining`.
+        refit_steps: of the same.
+    """
+
+    method: str = "cc"
+    config: Mapping[str, Any] = field(default_factory=dict)
+    ramp: float = 0.5
+    refit_steps: int = 25
+
+    def __post_init__(self) -> None:
+        """Check."""
+        if self.method not in (VANILLA, "cc"):
+            raise ValueError(f"method: expected 'vanilla' or 'cc', got {self.method!r}")
+        CCConfig.from_dict(dict(self.config))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that the numbers depend on.
+
+    Args:
+        conditions: by name; `"vanilla"` is what the others are compared with.
+        maps: by name, options of `fit_transform_matrix` and `pairs`; each is fitted to the models of `maps_of`.
+        model: folder of pretrained weights; or
+        scratch: fields of a new model, with `vocab_size` tokens.
+        data: folder that `python -m train.experiment --prepare` wrote; None builds the rows from CLDR.
+        languages, relations, held_out: of `train.data.cldr`.
+        seeds: each gives split, data order, first weights and noise.
+        backend: of `cc_kernels.use_backend`.
+        questions: most held-out questions that are asked.
+    """
+
+    conditions: Mapping[str, Condition]
+    maps: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    maps_of: str = "cc"
+    model: str | None = None
+    scratch: Mapping[str, Any] | None = None
+    vocab_size: int = 4096
+    data: str | None = None
+    languages: tuple[str, ...] = ("en", "de", "es", "fr", "ja", "ko", "ru", "zh")
+    relations: tuple[str, ...] = ("currency", "official_language")
+    held_out: float = 0.2
+    seeds: tuple[int, ...] = (0, 1, 2)
+    steps: int = 300
+    batch_size: int = 16
+    learning_rate: float = 1e-4
+    max_length: int = 256
+    workers: int = 0
+    backend: str = "auto"
+    fit_pairs: int = 1000
+    refit_pairs: int = 300
+    questions: int = 500
+    eval_batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        """Check what later steps would find out too late."""
+        if VANILLA not in self.conditions:
+            raise ValueError(f"conditions: expected one named 'vanilla', got {', '.join(self.conditions) or 'none'}")
+        if (self.model is None) == (self.scratch is None):
+            raise ValueError("model: expected either model or scratch, got " + ("both" if self.model else "neither"))
+        if self.maps and self.maps_of not in self.conditions:
+            raise ValueError(f"maps_of: expected one of {', '.join(self.conditions)}, got {self.maps_of!r}")
+        for name, options in self.maps.items():
+            unknown = sorted(set(options) - set(FIT_OPTIONS))
+            if unknown:
+                raise ValueError(f"maps: {name}: expected some of {', '.join(FIT_OPTIONS)}, got {unknown}")
+        if not self.seeds or min(self.steps, self.batch_size, self.questions, self.eval_batch_size) < 1:
+            raise ValueError("expected seeds, and steps, batch_size, questions and eval_batch_size above 0")
+
+    def fingerprint(self, name: str) -> str:
+        """Of all that a result of the condition `name` depends on: not other conditions, seeds or where files are."""
+        fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in _NOT_PART_OF_A_RESULT}
+        fields["condition"] = dataclasses.asdict(self.conditions[name])
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+
+
+_NOT_PART_OF_A_RESULT = ("conditions", "seeds", "data", "workers", "backend")
+
+
+def read_settings(path: str | Path, **overrides: Any) -> Settings:
+    """The settings of a YAML file.
+
+    Args:
+        path: the file.
+        overrides: fields that replace the file's; None leaves the file's.
+
+    Raises:
+        ValueError: no such file, an unknown or a wrong entry.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"config: expected a YAML file, found no {path}")
+    entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(entries, dict):
+        raise ValueError(f"config: expected `name: value` lines in {path}, got {type(entries).__name__}")
+    entries |= {name: value for name, value in overrides.items() if value is not None}
+    _refuse_unknown("config", entries, Settings)
+    conditions = {}
+    for name, options in (entries.pop("conditions", None) or {}).items():
+        options = dict(options or {})
+        given = {key: options.pop(key) for key in list(options) if key in ("method", "ramp", "refit_steps")}
+        try:
+            conditions[name] = Condition(config=options, **given)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"conditions: {name}: {error}") from error
+    lists = {name: tuple(entries[name]) for name in ("languages", "relations", "seeds") if name in entries}
+    return Settings(conditions=conditions, **{**entries, **lists})
+
+
+def _refuse_unknown(what: str, entries: Mapping[str, Any], kind: type) -> None:
+    known = {each.name for each in dataclasses.fields(kind)}
+    for name in entries:
+        if name not in known:
+            raise ValueError(f"{what}: unknown entry {name!r}; expected some of {', '.join(sorted(known))}")
+
+
+__all__ = ["VANILLA", "Condition", "Settings", "read_settings"]
