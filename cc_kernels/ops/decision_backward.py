@@ -23,7 +23,7 @@ from cc_kernels.ops.decision_parts import sum_parts
 from cc_kernels.reference import wide_dtype
 
 
-@jit()
+@jit()  # one step, the usual number, is specialised: no loop
 def _mix_bwd_kernel(
     grad_update_ptr,
     bank_ptr,
@@ -32,11 +32,11 @@ def _mix_bwd_kernel(
     bank_layer_stride,
     bank_row_stride,
     width,
+    steps,
     ARITHMETIC: tl.constexpr,
     LAYERS: tl.constexpr,
     LAYER_BLOCKS: tl.constexpr,
     PARTS: tl.constexpr,
-    STEPS: tl.constexpr,
     BLOCK_LAYERS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
 ):
@@ -46,8 +46,8 @@ def _mix_bwd_kernel(
     layers = (program // PARTS % LAYER_BLOCKS) * BLOCK_LAYERS + tl.arange(0, BLOCK_LAYERS)  # [BL]
     row_at = bank_ptr + k * bank_row_stride + layers[:, None] * bank_layer_stride
     products = tl.zeros((BLOCK_LAYERS, BLOCK_WIDTH), ARITHMETIC)
-    for step in range(STEPS):
-        columns = (part * STEPS + step) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)  # [BD]
+    for step in range(steps):
+        columns = (part * steps + step) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)  # [BD]
         inside = columns < width
         grad = tl.load(grad_update_ptr + k * grad_update_stride + columns, mask=inside, other=0.0).to(ARITHMETIC)
         tile = tl.load(row_at + columns[None, :], mask=(layers < LAYERS)[:, None] & inside[None, :], other=0.0)
@@ -128,6 +128,8 @@ def _weight_bwd_kernel(
     grad_logits_ptr,
     vector_ptr,
     grad_weight_ptr,
+    vector_stride,
+    grad_weight_stride,
     rows,
     width,
     ARITHMETIC: tl.constexpr,
@@ -145,10 +147,10 @@ def _weight_bwd_kernel(
         here = k < rows
         grad_at = grad_logits_ptr + k[None, :] * LAYERS + layers[:, None]
         grad = tl.load(grad_at, mask=real[:, None] & here[None, :], other=0.0)
-        vector_at = vector_ptr + k[:, None] * width + columns[None, :]
+        vector_at = vector_ptr + k[:, None] * vector_stride + columns[None, :]
         vector = tl.load(vector_at, mask=here[:, None] & inside[None, :], other=0.0)
         total = tl.dot(grad, vector, total, input_precision="ieee", out_dtype=ARITHMETIC)
-    at = grad_weight_ptr + layers[:, None] * width + columns[None, :]
+    at = grad_weight_ptr + layers[:, None] * grad_weight_stride + columns[None, :]
     tl.store(at, total.to(grad_weight_ptr.dtype.element_ty), mask=real[:, None] & inside[None, :])
 
 
@@ -169,11 +171,11 @@ def _mix_gradient(grad_update: Tensor, bank: Tensor) -> Tensor:
         bank_layer_stride=bank.stride(0),
         bank_row_stride=bank.stride(1),
         width=width,
+        steps=config.steps,
         ARITHMETIC=arithmetic_dtype(bank.dtype),
         LAYERS=layers,
         LAYER_BLOCKS=layer_blocks,
         PARTS=config.parts,
-        STEPS=config.steps,
         BLOCK_LAYERS=config.block_layers,
         BLOCK_WIDTH=config.block_width,
         num_warps=config.num_warps,
@@ -185,7 +187,7 @@ def _weight_gradient(grad_logits: Tensor, vector: Tensor, dtype: torch.dtype) ->
     """`∂zᵀ v`, `(L, d)` in `dtype`."""
     (rows, layers), width = grad_logits.shape, vector.shape[1]
     grad_weight = vector.new_empty((layers, width), dtype=dtype)
-    config = weight_config(layers, width)
+    config = weight_config(layers, width, warp_size())
     launch(
         _weight_bwd_kernel,
         (blocks(width, config.block_width), blocks(layers, config.block_layers)),
@@ -193,6 +195,8 @@ def _weight_gradient(grad_logits: Tensor, vector: Tensor, dtype: torch.dtype) ->
         grad_logits_ptr=grad_logits,
         vector_ptr=vector,
         grad_weight_ptr=grad_weight,
+        vector_stride=vector.stride(0),
+        grad_weight_stride=grad_weight.stride(0),
         rows=rows,
         width=width,
         ARITHMETIC=arithmetic_dtype(vector.dtype),

@@ -75,7 +75,8 @@ def bank_config(
 
     The rows of a group share what they read of W, which would otherwise come from L2 once for each row: as many bytes
     as the bank itself. A block of 32 columns is 64 bytes of every row in bf16, two sectors of the memory. A folded
-    matrix per layer (`per_layer`) keeps a tile of sums beside the one that it loads, so that its tiles are smaller.
+    matrix per layer (`per_layer`) is most of what is read, so that one row is taken; it keeps a tile of sums beside the
+    one that it loads, so that its tiles are smaller.
 
     On an H100 in bf16 both launches of `connect` together take 10.3 µs at L=32, K=16, d=4096, 25.7 at L=80, d=8192 and
     60.4 at L=128, d=16384. One row per program, which read W once for each row, took 15.4, 57.2 and 169.8.
@@ -84,8 +85,8 @@ def bank_config(
     while blocks(width, 2 * block_width) >= FEW_PROGRAMS:
         block_width *= 2
     block_width = min(block_width, power_of_two(width))
-    elements = _most_elements(element_size) // (4 if per_layer else 1)
-    block_rows = min(power_of_two(rows), 4 if per_layer else 16)
+    elements = TILE // 2 if per_layer else _most_elements(element_size)
+    block_rows = 1 if per_layer else min(power_of_two(rows), 16)
     block_layers = min(power_of_two(layers), max(elements // (block_rows * block_width), 1))
     return BankConfig(
         block_layers=block_layers,
@@ -121,13 +122,13 @@ def mix_config(layers: int, rows: int, width: int, element_size: int, warp_size:
     )
 
 
-def weight_config(layers: int, width: int) -> WeightConfig:
+def weight_config(layers: int, width: int, warp_size: int) -> WeightConfig:
     """32 by 32 of W, 16 rows at a time: a small product that stays in registers; tensor cores have no fp32."""
     return WeightConfig(
         block_layers=min(max(power_of_two(layers), 16), 32),
         block_rows=16,
         block_width=min(max(power_of_two(width), 16), 32),
-        num_warps=4,
+        num_warps=128 // warp_size,
     )
 
 
@@ -148,5 +149,5 @@ def output_config(layers: int, rows: int, width: int, partials: int, select: boo
         block_width=block_width,
         steps=steps,
         width_blocks=blocks(width, block_width * steps),
-        num_warps=(128 if select else MOST_THREADS) // warp_size,
+        num_warps=(128 if select or width == 1 else MOST_THREADS) // warp_size,
     )

@@ -71,22 +71,24 @@ def _partial_logits_fwd_kernel(
         if first > 0:
             mask = (logits < LAYERS)[:, None] & inside[None, :]
             weight = tl.load(weight_ptr + logits[:, None] * weight_stride + columns[None, :], mask=mask, other=0.0)
-        products = weight.to(ARITHMETIC)[:, None, :] * embeds[None, :, :]  # [BL, BK, BD]
+        parts = tl.sum(weight.to(ARITHMETIC)[:, None, :] * embeds[None, :, :], axis=2)  # [BL, BK]
         if FOLD != 0:  # F is (d, L), or that per layer: its tile is [BD, BL], read along L
             folded_at = folded_ptr + columns[:, None] * folded_column_stride + logits[None, :] * folded_logit_stride
             folded_mask = inside[:, None] & (logits < LAYERS)[None, :]
         if FOLD == 1:
-            tile = tl.trans(tl.load(folded_at, mask=folded_mask, other=0.0).to(ARITHMETIC))
-            products += tile[:, None, :] * mean[None, :, :]
-        if FOLD == 2:
+            tile = tl.load(folded_at, mask=folded_mask, other=0.0).to(ARITHMETIC)
+            parts += tl.sum(tile[:, :, None] * tl.trans(mean)[:, None, :], axis=0)
+        if FOLD == 2:  # one row
+            products = tl.zeros((BLOCK_WIDTH, BLOCK_LAYERS), ARITHMETIC)
             layer = tl.zeros((), tl.int64)
             for _ in range(LAYERS):
-                row = tl.load(bank_at + layer * bank_layer_stride, mask=real, other=0.0).to(ARITHMETIC) / LAYERS
+                row = tl.load(bank_at + layer * bank_layer_stride, mask=real, other=0.0).to(ARITHMETIC)
                 tile = tl.load(folded_at + layer * folded_layer_stride, mask=folded_mask, other=0.0)
-                products += tl.trans(tile.to(ARITHMETIC))[:, None, :] * row[None, :, :]
+                products += tile.to(ARITHMETIC) * (tl.sum(row, axis=0) / LAYERS)[:, None]
                 layer += 1
+            parts += tl.sum(products, axis=0)[:, None]
         partial_at = partial_ptr + (k[None, :] * WIDTH_BLOCKS + block) * LAYERS + logits[:, None]
-        tl.store(partial_at, tl.sum(products, axis=2), mask=(logits < LAYERS)[:, None] & here[None, :])
+        tl.store(partial_at, parts, mask=(logits < LAYERS)[:, None] & here[None, :])
 
 
 @jit()

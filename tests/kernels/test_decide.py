@@ -126,7 +126,7 @@ def test_configuration(model, rows, element_size, warp_size):
             assert layers <= output.block_layers < 2 * layers
             assert output.block_layers * output.block_partials <= TILE
     counts = {"width_blocks", "parts"}
-    for config in (bank, mix, output, weight_config(layers, width)):
+    for config in (bank, mix, output, weight_config(layers, width, warp_size)):
         assert all(value == power_of_two(value) for name, value in vars(config).items() if name not in counts)
         assert 32 <= config.num_warps * warp_size <= 256
 
