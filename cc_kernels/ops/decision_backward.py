@@ -46,12 +46,14 @@ def _mix_bwd_kernel(
     layers = (program // PARTS % LAYER_BLOCKS) * BLOCK_LAYERS + tl.arange(0, BLOCK_LAYERS)  # [BL]
     row_at = bank_ptr + k * bank_row_stride + layers[:, None] * bank_layer_stride
     products = tl.zeros((BLOCK_LAYERS, BLOCK_WIDTH), ARITHMETIC)
-    for step in range(steps):
+    step = 0
+    while step < steps:
         columns = (part * steps + step) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)  # [BD]
         inside = columns < width
         grad = tl.load(grad_update_ptr + k * grad_update_stride + columns, mask=inside, other=0.0).to(ARITHMETIC)
         tile = tl.load(row_at + columns[None, :], mask=(layers < LAYERS)[:, None] & inside[None, :], other=0.0)
         products += tile.to(ARITHMETIC) * grad[None, :]
+        step += 1
     tl.store(partial_ptr + (k * PARTS + part) * LAYERS + layers, tl.sum(products, axis=1), mask=layers < LAYERS)
 
 
@@ -142,7 +144,8 @@ def _weight_bwd_kernel(
     layers = tl.program_id(1).to(tl.int64) * BLOCK_LAYERS + tl.arange(0, BLOCK_LAYERS)  # [BL]
     real, inside = layers < LAYERS, columns < width
     total = tl.zeros((BLOCK_LAYERS, BLOCK_WIDTH), ARITHMETIC)
-    for first in range(0, rows, BLOCK_ROWS):
+    first = 0
+    while first < rows:
         k = first + tl.arange(0, BLOCK_ROWS).to(tl.int64)  # [BK]
         here = k < rows
         grad_at = grad_logits_ptr + k[None, :] * LAYERS + layers[:, None]
@@ -150,6 +153,7 @@ def _weight_bwd_kernel(
         vector_at = vector_ptr + k[:, None] * vector_stride + columns[None, :]
         vector = tl.load(vector_at, mask=here[:, None] & inside[None, :], other=0.0)
         total = tl.dot(grad, vector, total, input_precision="ieee", out_dtype=ARITHMETIC)
+        first += BLOCK_ROWS
     at = grad_weight_ptr + layers[:, None] * grad_weight_stride + columns[None, :]
     tl.store(at, total.to(grad_weight_ptr.dtype.element_ty), mask=real[:, None] & inside[None, :])
 
