@@ -6,8 +6,9 @@ import torch
 from kernel_harness import randn
 from torch import Tensor
 
-# layers, rows, width: one layer, one block, several blocks of columns, several blocks of layers, rows that fill a block
-SHAPES = [(1, 2, 3), (5, 3, 64), (3, 1, 300), (70, 2, 130), (4, 0, 16)]
+# layers, rows, width: one layer, one block, several blocks of columns, several blocks of layers, no rows, several groups
+# of rows
+SHAPES = [(1, 2, 3), (5, 3, 64), (3, 1, 300), (70, 2, 130), (4, 0, 16), (3, 37, 40)]
 
 
 def inputs(layers: int, rows: int, width: int, dtype: torch.dtype = torch.float32, weight_dtype=None) -> list[Tensor]:
