@@ -6,8 +6,8 @@ import torch
 from kernel_harness import randn
 from torch import Tensor
 
-# layers, rows, width: one layer, one block, several blocks of columns, several blocks of layers, no rows, several groups
-# of rows
+# layers, rows, width: one layer, one block, several blocks of columns, several blocks of layers, no rows,
+# several groups of rows
 SHAPES = [(1, 2, 3), (5, 3, 64), (3, 1, 300), (70, 2, 130), (4, 0, 16), (3, 37, 40)]
 
 
