@@ -34,13 +34,13 @@ def capture_bank(
 
     Returns:
         The bank `(L, B, d)`; which rows are usable `(B,)`, that is, have an attended token and an index in range (the
-        others hold finite numbers without meaning); the last hidden state `(B, S, d)`.
+        others hold finite numbers without meaning); a result of the pass `(B, S, d)`, without meaning.
     """
     usable, tokens = captured_tokens(ids, mask, index)
     if mask is not None:
         # An empty row attends to its padding instead of to nothing: finite numbers, which are then left out.
         mask = torch.where((mask != 0).any(dim=1, keepdim=True), mask, 1)
-    capture = CapturePass(tokens, slots)
+    capture = CapturePass(tokens, slots, narrow=True)
     output = body(
         input_ids=ids,
         attention_mask=mask,

@@ -95,6 +95,12 @@ def hidden_of(output: BaseModelOutputWithPast) -> Tensor:
     return output.last_hidden_state
 
 
+def asks_for(name: str, body: Any, named: dict[str, Any]) -> bool:
+    """Whether the call wants `output_hidden_states` or `output_attentions`, by its argument or else the config's."""
+    value = named.get(name)
+    return bool(getattr(body.config, name, False) if value is None else value)
+
+
 def input_shape(named: dict[str, Any]) -> tuple[int, int]:
     """(B, T) of a call's `input_ids` or `inputs_embeds`."""
     tokens = named.get("input_ids")

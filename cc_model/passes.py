@@ -11,6 +11,7 @@ recompute, which would find another value, would compile a second graph, with ot
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,15 +35,16 @@ active = Active()
 
 
 class LayerSlot:
-    """The place of one feed-forward block in the decoder: its index, and whether it receives the connection.
+    """The place of one feed-forward block in the decoder: its index, whether it receives the connection or is the last.
 
     `captured` is written in compiled regions instead of `CapturePass.captured`: a store indexed by the layer would
     compile every layer anew.
     """
 
-    def __init__(self, index: int, injects: bool) -> None:
+    def __init__(self, index: int, injects: bool, last: bool) -> None:
         self.index = index
         self.injects = injects
+        self.last = last
         self.captured: Tensor | None = None
 
 
@@ -53,11 +55,14 @@ class CapturePass:
         rows: `(B,)` indices into the flattened `(B * T)` tokens, all valid; rows without a connection are zeroed by
             the caller, once for all layers.
         slots: the slots of all layers.
+        narrow: nobody reads the decoder's result, so that the last layer's feed-forward block, after which nothing is
+            captured, may run on the captured rows alone.
     """
 
-    def __init__(self, rows: Tensor, slots: list[LayerSlot]) -> None:
+    def __init__(self, rows: Tensor, slots: list[LayerSlot], narrow: bool) -> None:
         self.rows = rows
         self.slots = slots
+        self.narrow = narrow
         self.captured: list[Tensor | None] = [None] * len(slots)
         self.sealed = False  # a recompute in the backward pass must not write again
 
@@ -70,11 +75,21 @@ class CapturePass:
             output = flat.view_as(output)
         else:
             captured = capture_rows(flat, rows, assume_valid=True)
+        self._keep(slot, captured)
+        return output
+
+    def narrowed(self, slot: LayerSlot, block: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+        """`block` on the captured rows of its input `(B, T, d)` alone; the result for all tokens is zeros."""
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        captured = block(capture_rows(flat, self.rows.to(flat.device), assume_valid=True)[:, None])[:, 0]
+        self._keep(slot, captured)
+        return captured.new_zeros(()).expand(hidden.shape)
+
+    def _keep(self, slot: LayerSlot, captured: Tensor) -> None:
         if torch.compiler.is_compiling():
             slot.captured = captured
         elif not self.sealed:
             self.captured[slot.index] = captured
-        return output
 
     def collect(self, device: torch.device) -> Tensor:
         """Seal the pass and return the bank `(L, B, d)` on `device`.
@@ -103,6 +118,8 @@ class InjectPass:
         rows: `(B,)` indices into the flattened tokens, −1 for a row without a connection.
         update: `(B, d)`.
     """
+
+    narrow = False
 
     def __init__(self, rows: Tensor, update: Tensor) -> None:
         self.rows = rows

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.modules.module as module_hooks
 from torch import Tensor, nn
 from transformers.generation import CompileConfig, GenerationMixin
@@ -50,11 +51,15 @@ class PatchedFeedForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """The module's output, captured from or injected into when a pass is running."""
-        output = super().__call__(*args, **kwargs)  # type: ignore[misc]
+        block = super().__call__  # type: ignore[misc]
         layer_pass = getattr(active, "layer_pass", None)
         if layer_pass is None:
-            return output
+            return block(*args, **kwargs)
         slot = self.cc_slot
+        # Not in compiled layers: a graph of its own for the last of them, in each mode, exceeds the recompile limit.
+        if layer_pass.narrow and not torch.compiler.is_compiling() and slot.last and not self._cc_is_watched():
+            return layer_pass.narrowed(slot, block, args[0] if args else kwargs["x"])
+        output = block(*args, **kwargs)
         return layer_pass.feed_forward(slot, output, owned=slot.injects and self._cc_owns_output())
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -79,6 +84,13 @@ class PatchedFeedForward:
             return False
         hooks = (self._forward_hooks, down._forward_hooks, module_hooks._global_forward_hooks)  # type: ignore[attr-defined]
         return not any(hooks)
+
+    def _cc_is_watched(self) -> bool:
+        """Whether a hook, which may expect every token, sees this block or a module in it run."""
+        if any((module_hooks._global_forward_hooks, module_hooks._global_forward_pre_hooks)):
+            return True
+        modules = self.modules()  # type: ignore[attr-defined]
+        return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in modules)
 
 
 class PatchedLayer:

@@ -118,7 +118,7 @@ class PivotCall(ConnectedCall):
                 "...) before training, and again as the model changes"
             )
         quiet = {"use_cache": False, "output_hidden_states": False, "output_attentions": False}
-        capture = CapturePass(tokens, self.slots)
+        capture = CapturePass(tokens, self.slots, narrow=True)
         with torch.no_grad():
             stock(**{**with_cache(named, None), **quiet}, cc_pass=capture)
         own = mapped_bank(capture.collect(self.connection.device_like(tokens)), matrix, bias)

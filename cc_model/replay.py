@@ -16,6 +16,7 @@ from transformers.cache_utils import StaticCache
 from transformers.generation.configuration_utils import CompileConfig
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from cc_model.calls import asks_for
 from cc_model.compat import cache_of
 from cc_model.passes import InjectPass
 
@@ -47,10 +48,7 @@ def _replay(body: Any, named: dict[str, Any], rows: Tensor, update: Tensor) -> B
 def _fits_a_graph(body: Any, named: dict[str, Any]) -> bool:
     """One token, a static cache, and no result that the next replay of a CUDA graph would overwrite."""
     tokens = named["input_ids"] if named.get("input_ids") is not None else named["inputs_embeds"]
-    keeps = any(
-        getattr(body.config, name, False) if named.get(name) is None else named[name]
-        for name in ("output_hidden_states", "output_attentions")
-    )
+    keeps = any(asks_for(name, body, named) for name in ("output_hidden_states", "output_attentions"))
     return (
         tokens.shape[1] == 1
         and isinstance(cache_of(named), StaticCache)

@@ -13,7 +13,7 @@ from transformers.generation.configuration_utils import CompileConfig
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from cc_kernels import capture_rows
-from cc_model.calls import Body, ConnectedCall, flatten, hidden_of, input_shape
+from cc_model.calls import Body, ConnectedCall, asks_for, flatten, hidden_of, input_shape
 from cc_model.compat import CACHE, cache_of, with_cache
 from cc_model.connection import CrossLingualConnection
 from cc_model.passes import CapturePass, LayerSlot
@@ -60,15 +60,16 @@ class SimulatedCall(ConnectedCall):
         index = self.connection_index(named, rows, length, device)
         rolled = cache if cache is not None else DynamicCache(config=body.config)
         two_prefills = self.obstacle(named, rolled, length)
-        start = 0
+        start = 0 if two_prefills is not None else self.first_row(index, length)
+        read = start > 0 and (self.keeps_before(start, length) or asks_for("output_hidden_states", body, named))
+        capture = CapturePass(flat_rows(index, length), self.slots, narrow=not read)
         if two_prefills is None:
             cache = rolled
-            first, capture = self.captured(stock, {**with_cache(named, cache), "use_cache": True}, index, length)
-            start = self.first_row(index, length)
+            first = self.captured(stock, {**with_cache(named, cache), "use_cache": True}, capture)
             roll_back(cache, length - start)
         else:
             probe = {**with_cache(named, probing_cache(cache, named)), "use_cache": cache is not None}
-            first, capture = self.captured(stock, probe, index, length)
+            first = self.captured(stock, probe, capture)
         self.note_prefills(two_prefills)
         tokens, update = self.decided(body, named, capture, index, length, start)
         again = with_cache(sliced(named, start, length), cache)
@@ -90,13 +91,15 @@ class SimulatedCall(ConnectedCall):
             return "an attention mask of a type that cannot be sliced"
         return rollback_obstacle(cache, length)
 
-    def captured(
-        self, stock: Body, named: dict[str, Any], index: Tensor, length: int
-    ) -> tuple[BaseModelOutputWithPast, CapturePass]:
+    def captured(self, stock: Body, named: dict[str, Any], capture: CapturePass) -> BaseModelOutputWithPast:
         """The first run, without a gradient."""
-        capture = CapturePass(flat_rows(index, length), self.slots)
         with torch.no_grad():
-            return stock(**named, cc_pass=capture), capture
+            return stock(**named, cc_pass=capture)
+
+    def keeps_before(self, start: int, length: int) -> bool:
+        """Whether the result has logits of tokens before `start`."""
+        kept = self.logits_to_keep
+        return not (isinstance(kept, int) and 0 < kept <= length - start)
 
     def first_row(self, index: Tensor, length: int) -> int:
         """Smallest connection index of the batch; reads it from the device once unless it is known."""
@@ -128,8 +131,7 @@ class SimulatedCall(ConnectedCall):
         """The result over all tokens: positions before `start` from the first run, the others from the second."""
         cache = getattr(second, CACHE) if keep_cache else None
         hidden = hidden_of(second)
-        kept = self.logits_to_keep
-        if start and not (isinstance(kept, int) and 0 < kept <= length - start):
+        if start and self.keeps_before(start, length):
             hidden = torch.cat([hidden_of(first)[:, :start], hidden], dim=1)
         return BaseModelOutputWithPast(
             last_hidden_state=hidden,

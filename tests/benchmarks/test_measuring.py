@@ -6,9 +6,11 @@ import doctest
 import pkgutil
 import time
 from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import benchmarks
@@ -19,9 +21,11 @@ from benchmarks.baselines.hooks import Hooks
 from benchmarks.baselines.ours import Ours
 from benchmarks.cases import backward_only
 from benchmarks.counting import count_launches, count_ops
-from benchmarks.flops import body_flops, head_flops, prefill_ratio, training_ratio
+from benchmarks.flops import body_flops, capture_flops, head_flops, prefill_ratio, training_ratio
 from benchmarks.interleaved import FEWEST_ROUNDS, rounds_of
 from benchmarks.models import build
+from cc_model import patch_model
+from cc_model.bank import captured_bank
 
 CPU = torch.device("cpu")
 OPTIONAL = {"benchmarks.plots", "benchmarks.report"}  # need matplotlib
@@ -57,13 +61,39 @@ def test_flops_are_those_that_pytorch_counts(rows):
     assert body_flops(config, rows, tokens) + head_flops(config, rows, tokens) == sum(counted.values()) + causal
 
 
+class ProductCounter(TorchDispatchMode):
+    """Floating-point operations of matrix products, without FlopCounterMode's hooks on every module."""
+
+    flops = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        output = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.mm.default:
+            self.flops += 2 * args[0].numel() * args[1].shape[1]
+        return output
+
+
+def test_flops_of_a_capture():
+    model: Any = build("tiny", CPU, torch.float32, layers=2)
+    ids, counts = torch.randint(2048, (3, 10)), []
+    for run in (lambda: model.model(ids, use_cache=False), lambda: captured_bank(model, model, ids, None, None)):
+        with ProductCounter() as counter, torch.no_grad():
+            run()
+        counts.append(counter.flops)
+        patch_model(model)
+    assert counts[0] - counts[1] == body_flops(model.config, 3, 10) - capture_flops(model.config, 3, 10) > 0
+
+
 def test_predicted_ratios():
     config = build("tiny", CPU, torch.float32, layers=2).config
     plain = 3 * (body_flops(config, 2, 8) + head_flops(config, 2, 8))
-    assert training_ratio(config, 2, 8, 6) == pytest.approx(1 + body_flops(config, 2, 6) / plain)
-    assert training_ratio(config, 2, 8, 6, pivot_grad=True) == pytest.approx(1 + 3 * body_flops(config, 2, 6) / plain)
-    assert 1 < prefill_ratio(config, 1, 512) < 1.01
+    pivot = capture_flops(config, 2, 6)
+    assert training_ratio(config, 2, 8, 6) == pytest.approx(1 + pivot / plain)
+    assert training_ratio(config, 2, 8, 6, pivot_grad=True) == pytest.approx(1 + 3 * pivot / plain)
     assert 1.98 < prefill_ratio(config, 1, 512, prefills=2) < 2
+    # One token runs again through all layers, and 511 do not run through one feed-forward block.
+    deep = build("tiny", CPU, torch.float32, layers=16).config
+    assert prefill_ratio(config, 1, 512) < prefill_ratio(deep, 1, 512) < 1 < prefill_ratio(deep, 1, 8)
 
 
 def test_rounds_are_interleaved_and_end_after_the_deadline():
