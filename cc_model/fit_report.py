@@ -70,25 +70,31 @@ def measure(
         bias: `(1, d)` or `(L, d)`, or None.
         processes: that measure together.
     """
-    mapped = source @ matrices if matrices.shape[0] > 1 else source @ matrices[0]
-    if bias is not None:
-        mapped = mapped + bias[:, None]
-    count = torch.tensor(target.shape[1])
-    mean = target.double().sum(1)
+    layers, here, width = target.shape
+    count, mean = torch.tensor(here), target.sum(1, dtype=torch.float64)
     processes.sum(count, mean)
     mean /= count
-    sums = torch.stack(
+    matrices = matrices.expand(layers, -1, -1)
+    biases = [None] * layers if bias is None else bias.expand(layers, -1).unbind()
+    # One layer at a time, so that what is computed on the way takes a layer's memory.
+    sums = torch.stack([_sums(*layer) for layer in zip(source, target, matrices, biases, mean)])
+    processes.sum(sums)
+    rows = int(count)
+    by_layer = tuple(_quality(each, rows, width) for each in sums)
+    return _quality(sums.sum(0), rows * layers, width), by_layer
+
+
+def _sums(source: Tensor, target: Tensor, matrix: Tensor, bias: Tensor | None, mean: Tensor) -> Tensor:
+    """Of one layer's rows `(K, d)`: Σ(Â − E)², Σ(E − Ē)², Σ cos(Â, E), Σ cos(A, E), in float64."""
+    mapped = source @ matrix if bias is None else source @ matrix + bias
+    return torch.stack(
         [
-            (mapped - target).double().square().sum((1, 2)),
-            (target - mean[:, None]).square().sum((1, 2)),
-            F.cosine_similarity(mapped, target, dim=-1).double().sum(1),
-            F.cosine_similarity(source, target, dim=-1).double().sum(1),
+            (mapped - target).double().square().sum(),
+            (target - mean).square().sum(),
+            F.cosine_similarity(mapped, target, dim=-1).double().sum(),
+            F.cosine_similarity(source, target, dim=-1).double().sum(),
         ]
     )
-    processes.sum(sums)
-    rows, width = int(count), target.shape[2]
-    layers = tuple(_quality(layer, rows, width) for layer in sums.unbind(1))
-    return _quality(sums.sum(1), rows * len(layers), width), layers
 
 
 def _quality(sums: Tensor, rows: int, width: int) -> FitQuality:

@@ -92,25 +92,28 @@ class Reservoir:
         self.shape = shape
         self.seed = seed
         self.seen = 0
-        self.source: list[Tensor] = []
-        self.target: list[Tensor] = []
+        # A and E. Allocated once: prompts that come and go would leave holes in the heap.
+        self.rows = torch.empty(2, capacity, *shape, dtype=torch.float32)
         self._random = torch.Generator().manual_seed(seed + stream)
+
+    @property
+    def size(self) -> int:
+        """Number of prompts kept."""
+        return min(self.seen, self.capacity)
 
     def add(self, source: Tensor, target: Tensor) -> None:
         """Offer the prompts of `(L, K, d)` rows."""
+        taken: dict[int, int] = {}  # by place in the sample; a later prompt of the batch may take an earlier one's
         for k in range(source.shape[1]):
             self.seen += 1
-            if len(self.source) < self.capacity:
-                place = len(self.source)
-                self.source.append(source.new_empty(0))
-                self.target.append(target.new_empty(0))
-            else:
-                place = int(torch.randint(self.seen, (1,), generator=self._random))
-                if place >= self.capacity:
-                    continue
-            # Copies: a view would keep the rows of the whole batch alive.
-            self.source[place] = source[:, k].to("cpu", torch.float32, copy=True)
-            self.target[place] = target[:, k].to("cpu", torch.float32, copy=True)
+            full = self.seen > self.capacity
+            place = int(torch.randint(self.seen, (1,), generator=self._random)) if full else self.seen - 1
+            if place < self.capacity:
+                taken[place] = k
+        if taken:
+            places, prompts = list(taken), list(taken.values())
+            for side, rows in zip(self.rows, (source, target)):
+                side[places] = rows[:, prompts].transpose(0, 1).to("cpu", torch.float32)
 
     def share(self, processes: Processes) -> tuple[Tensor, Tensor]:
         """This process's part, `(L, prompts, d)` each, of a uniform sample of what all processes were offered.
@@ -119,15 +122,13 @@ class Reservoir:
         offered (multivariate hypergeometric), which every process draws alike.
         """
         offered = processes.gather(self.seen)
-        count = len(self.source)
+        count = self.size
         if sum(offered) > self.capacity:
             random = np.random.default_rng(self.seed)
             counts = random.multivariate_hypergeometric(offered, self.capacity, method="marginals")
             count = int(counts[processes.rank])
-        kept = range(count) if count == len(self.source) else self._chosen(count)
-        empty = torch.empty(self.shape[0], 0, self.shape[1], dtype=torch.float32)
-        source, target = ([side[i][:, None] for i in kept] for side in (self.source, self.target))
-        return torch.cat([empty, *source], dim=1), torch.cat([empty, *target], dim=1)
-
-    def _chosen(self, count: int) -> list[int]:
-        return torch.randperm(len(self.source), generator=self._random)[:count].tolist()
+        kept = self.rows[:, : self.size]
+        if count < self.size:
+            kept = kept[:, torch.randperm(self.size, generator=self._random)[:count]]
+        source, target = kept.transpose(1, 2)
+        return source, target
