@@ -10,7 +10,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.record import facts, save
-from cc_kernels import add_rows, capture_rows, connect, gate_up_swiglu, launch, reference, swiglu, transform_rows
+from cc_kernels import (
+    add_rows,
+    backend,
+    capture_rows,
+    connect,
+    gate_up_swiglu,
+    launch,
+    reference,
+    swiglu,
+    transform_rows,
+)
 
 CALLS, ROUNDS = 200, 9
 
@@ -81,11 +91,25 @@ def _time(call: Callable[[], Any], device: torch.device) -> tuple[float, float]:
 @contextmanager
 def _through_triton() -> Iterator[None]:
     """Every launch goes through `kernel[grid](...)`, which works out the specialisation anew."""
-    launch.DIRECT = False
+    direct, launch.DIRECT = launch.DIRECT, frozenset()
     try:
         yield
     finally:
-        launch.DIRECT = True
+        launch.DIRECT = direct
+
+
+@contextmanager
+def _without_launches() -> Iterator[None]:
+    """Our kernels are called on CPU tensors and everything happens but the launch, for which there is no GPU."""
+    direct, first, kept = launch.DIRECT, launch._first_launch, launch._compiled
+    launch.DIRECT, launch._compiled = frozenset({"cpu"}), {}
+    launch._first_launch = lambda kernel, grid, arguments: lambda *values: None
+    serves, backend.triton_serves = backend.triton_serves, lambda op, device: True
+    try:
+        yield
+    finally:
+        launch.DIRECT, launch._first_launch, launch._compiled = direct, first, kept
+        backend.triton_serves = serves
 
 
 def _row(op: str, implementation: str, call: Callable[[], Any], device: torch.device) -> dict[str, Any]:
@@ -98,17 +122,25 @@ def main(argv: list[str] | None = None) -> int:
     """Print one line per op and implementation, and save them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.host_time", description=__doc__)
     parser.add_argument("--out", type=Path, metavar="DIR", help="where host_time.json is written")
+    parser.add_argument(
+        "--dry", action="store_true", help="without a GPU: our own Python up to the launch, which is left out"
+    )
     arguments = parser.parse_args(argv)
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    dry = arguments.dry
+    if dry and not launch.HAS_TRITON:
+        parser.error("--dry: expected triton to be installed, found none")
+    device = torch.device("cuda", 0) if torch.cuda.is_available() and not dry else torch.device("cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     rows: list[dict[str, Any]] = []
     for op, implementation, call in _calls(device, dtype):
-        rows.append(_row(op, implementation, call, device))
-        if implementation == "cc_kernels" and launch.DIRECT and device.type == "cuda":
+        ours = implementation == "cc_kernels"
+        with _without_launches() if dry and ours else nullcontext():
+            rows.append(_row(op, implementation, call, device))
+        if ours and device.type in launch.DIRECT:
             with _through_triton():
                 rows.append(_row(op, "cc_kernels, launched by Triton", call, device))
     if arguments.out is not None:
-        save(arguments.out / "host_time.json", {"device": facts(device), "rows": rows})
+        save(arguments.out / "host_time.json", {"device": facts(device), "dry": dry, "rows": rows})
     return 0
 
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -43,7 +44,8 @@ class Launch:
 # Compiled kernels by everything that Triton specialises on, so that a repeated launch does not work that out again.
 _compiled: dict[tuple[Any, ...], Any] = {}
 MOST_COMPILED = 8192  # entries, a few hundred bytes each; sizes that vary from batch to batch make new ones
-DIRECT = HAS_TRITON and not INTERPRETED and torch.version.hip is None  # on ROCm Triton also looks at allocations
+# Devices with such launches. Not ROCm, where Triton also looks at allocations.
+DIRECT = frozenset({"cuda"} if HAS_TRITON and not INTERPRETED and torch.version.hip is None else ())
 
 _recorded: list[Launch] | None = None
 _warp_size = 64 if torch.version.hip else 32
@@ -96,7 +98,7 @@ def _run(kernel: Any, grid: tuple[int, ...], device: torch.device, arguments: di
     Triton specialises on dtypes, on pointers that are multiples of 16, and on some values of integers. The key holds
     all integers, which is stricter. Hooks of profilers run in both cases.
     """
-    if not DIRECT or device.type != "cuda":
+    if device.type not in DIRECT:
         kernel[grid](**arguments)
         return
     values = tuple(arguments.values())
@@ -110,11 +112,16 @@ def _run(kernel: Any, grid: tuple[int, ...], device: torch.device, arguments: di
     if known is not None:
         known(*values[: len(kernel.arg_names)])
         return
-    compiled = kernel[grid](**arguments)
+    again = _first_launch(kernel, grid, arguments)
     if tuple(arguments)[: len(kernel.arg_names)] == tuple(kernel.arg_names):  # positional from now on
         if len(_compiled) >= MOST_COMPILED:
             _compiled.clear()
-        _compiled[key] = compiled[(*grid, 1, 1)[:3]]
+        _compiled[key] = again
+
+
+def _first_launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> Callable[..., Any]:
+    """Launch through Triton, which compiles; returns what launches the compiled kernel on the same grid again."""
+    return kernel[grid](**arguments)[(*grid, 1, 1)[:3]]
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> Any:
@@ -145,6 +152,7 @@ class RowConfig:
     num_warps: int
 
 
+@lru_cache(maxsize=1024)
 def row_config(width: int, element_size: int, warp_size: int) -> RowConfig:
     """One 16-byte access per thread, 128 threads, and no more lanes than columns.
 

@@ -59,22 +59,28 @@ def define(
     differentiable = None if backward is None or save is None else _function(implementation, backward, save)
 
     def call(*arguments: Any) -> Any:
-        if _dispatcher_matters(arguments):
+        if _is_observed():
             return operator(*arguments)
-        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in arguments):
+        needs_grad = False
+        for x in arguments:
+            if type(x) is Tensor or type(x) is Parameter:
+                needs_grad = needs_grad or x.requires_grad
+            elif isinstance(x, Tensor):  # a subclass sees operators
+                return operator(*arguments)
+        if needs_grad and torch.is_grad_enabled():
             return operator(*arguments) if differentiable is None else differentiable(*arguments)
         return implementation(*arguments)
 
     return call
 
 
-def _dispatcher_matters(arguments: tuple[Any, ...]) -> bool:
-    """Whether somebody between here and the kernel would miss the operator: a tracer, a mode, a subclass."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0:
-        return True
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return True
-    return any(isinstance(x, Tensor) and type(x) is not Tensor and type(x) is not Parameter for x in arguments)
+def _is_observed() -> bool:
+    """Whether somebody between a call and its kernel would miss the operator: a tracer, a mode, a transform."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
 
 
 def _function(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cc_kernels.launch import MEMORY_ACCESS_BYTES, blocks, power_of_two
 
@@ -68,6 +69,7 @@ def _warps(elements: int, element_size: int, warp_size: int) -> int:
     return min(max(accesses // warp_size, 1), MOST_THREADS // warp_size)
 
 
+@lru_cache(maxsize=1024)
 def bank_config(
     layers: int, rows: int, width: int, element_size: int, warp_size: int, per_layer: bool = False
 ) -> BankConfig:
@@ -97,6 +99,7 @@ def bank_config(
     )
 
 
+@lru_cache(maxsize=1024)
 def mix_config(layers: int, rows: int, width: int, element_size: int, warp_size: int) -> MixConfig:
     """32 layers by 512 columns in 16 bits, narrower while there would be fewer than 128 programs, down to 64.
 
@@ -122,6 +125,7 @@ def mix_config(layers: int, rows: int, width: int, element_size: int, warp_size:
     )
 
 
+@lru_cache(maxsize=1024)
 def weight_config(layers: int, width: int, warp_size: int) -> WeightConfig:
     """32 by 32 of W, 16 rows at a time: a small product that stays in registers; tensor cores have no fp32."""
     return WeightConfig(
@@ -132,6 +136,7 @@ def weight_config(layers: int, width: int, warp_size: int) -> WeightConfig:
     )
 
 
+@lru_cache(maxsize=1024)
 def output_config(layers: int, rows: int, width: int, partials: int, select: bool, warp_size: int) -> OutputConfig:
     """`select`: one row is copied, so that a block has no layers and 1024 columns; else a tile spans all layers.
 

@@ -13,6 +13,7 @@ bytes in flight they share the bandwidth evenly and end together, whatever their
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from cc_kernels.launch import blocks, power_of_two
 
@@ -41,6 +42,7 @@ def _stages(tile_bytes: int, budget: int, warp_size: int) -> int:
     return min(max(budget // tile_bytes, 1), MOST_STAGES - 1) + 1
 
 
+@lru_cache(maxsize=1024)
 def transform_rows_config(rows: int, width: int, element_size: int, warp_size: int) -> MatrixConfig:
     """64 columns in 16 bits, narrower while that leaves fewer than 96 programs, down to 16; otherwise 32, then 16.
 
@@ -58,6 +60,7 @@ def transform_rows_config(rows: int, width: int, element_size: int, warp_size: i
     return MatrixConfig(block_rows, columns, depth, stages, num_warps=4)
 
 
+@lru_cache(maxsize=1024)
 def gate_up_config(rows: int, inner: int, element_size: int, warp_size: int) -> MatrixConfig:
     """32 rows of each weight per program, 64 in 16 bits past 16 rows of x; 256-byte steps in 16 bits, 128-byte past 32.
 

@@ -11,6 +11,7 @@ two gradients; σ is recomputed, nothing but the inputs is saved).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -94,6 +95,7 @@ class SwigluConfig:
     num_warps: int
 
 
+@lru_cache(maxsize=1024)
 def swiglu_config(element_size: int, warp_size: int) -> SwigluConfig:
     """Two 16-byte accesses per thread and tensor at 4 warps, whatever the shape.
 
@@ -110,7 +112,7 @@ def swiglu_config(element_size: int, warp_size: int) -> SwigluConfig:
 
 def _as_rows(*tensors: Tensor) -> tuple[list[Tensor], list[int], int, int]:
     """The tensors with a dense last axis, their row strides, rows and columns; one long row when all are contiguous."""
-    if all(x.is_contiguous() for x in tensors):
+    if all([x.is_contiguous() for x in tensors]):
         return list(tensors), [0] * len(tensors), 1, tensors[0].numel()
     flat = [unit_stride(x).reshape(-1, x.shape[-1]) for x in tensors]
     return flat, [x.stride(0) for x in flat], *flat[0].shape

@@ -38,7 +38,7 @@ class Kernel:
 
 @pytest.fixture
 def direct(monkeypatch):
-    monkeypatch.setattr(launch, "DIRECT", True)
+    monkeypatch.setattr(launch, "DIRECT", frozenset({"cuda"}))
     monkeypatch.setattr(launch, "_compiled", {})
 
 

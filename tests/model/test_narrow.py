@@ -12,7 +12,7 @@ from cc_model.specs import layers_of
 
 
 def count_tokens(model):
-    """Tokens that `down_proj` of the first and the last layer saw in each run; a `forward` on the instance is no hook."""
+    """Tokens that `down_proj` of the first and the last layer saw in each run; a `forward` of its own is no hook."""
     seen = {}
     for where, layer in (("first", layers_of(model)[0]), ("last", layers_of(model)[-1])):
         projection, lengths = layer.mlp.down_proj, seen.setdefault(where, [])
