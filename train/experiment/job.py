@@ -46,7 +46,8 @@ def run_job(settings: Settings, name: str, seed: int) -> dict[str, Any]:
         losses, refits = train(settings, condition, model, collator, data, seed)
         gc.collect()  # the trainer and its optimizer hold each other
         trained = time.perf_counter()
-        modes, maps = evaluate(settings, name, model.eval(), collator, data)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.bf16):
+            modes, maps = evaluate(settings, name, model.eval(), collator, data)
     device = model.device
     return {
         "condition": name,
@@ -102,6 +103,7 @@ def train(
             dataloader_num_workers=settings.workers,
             dataloader_pin_memory=False,
             use_cpu=model.device.type == "cpu",
+            bf16=settings.bf16,
         )
         trainer = CCTrainer(
             model=model,

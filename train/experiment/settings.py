@@ -54,6 +54,7 @@ class Settings:
         languages, relations, held_out: of `train.data.cldr`.
         seeds: each gives split, data order, first weights and noise.
         backend: of `cc_kernels.use_backend`.
+        bf16: train and evaluate under autocast to bfloat16; weights and optimizer stay fp32.
         questions: most held-out questions that are asked.
     """
 
@@ -74,6 +75,7 @@ class Settings:
     max_length: int = 256
     workers: int = 0
     backend: str = "auto"
+    bf16: bool = False
     fit_pairs: int = 1000
     refit_pairs: int = 300
     questions: int = 500
@@ -97,6 +99,8 @@ class Settings:
     def fingerprint(self, name: str) -> str:
         """Of all that a result of the condition `name` depends on: not other conditions, seeds or where files are."""
         fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in _NOT_PART_OF_A_RESULT}
+        if not self.bf16:  # results from before it was an option keep their fingerprint
+            del fields["bf16"]
         fields["condition"] = dataclasses.asdict(self.conditions[name])
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
