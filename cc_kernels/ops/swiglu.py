@@ -112,7 +112,7 @@ def swiglu_config(element_size: int, warp_size: int) -> SwigluConfig:
 
 def _as_rows(*tensors: Tensor) -> tuple[list[Tensor], list[int], int, int]:
     """The tensors with a dense last axis, their row strides, rows and columns; one long row when all are contiguous."""
-    if all([x.is_contiguous() for x in tensors]):
+    if all(x.is_contiguous() for x in tensors):
         return list(tensors), [0] * len(tensors), 1, tensors[0].numel()
     flat = [unit_stride(x).reshape(-1, x.shape[-1]) for x in tensors]
     return flat, [x.stride(0) for x in flat], *flat[0].shape
