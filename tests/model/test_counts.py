@@ -2,43 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
 import torch
 from model_pairs import pair
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.counting import OpCounter
 from cc_model import CCConfig
 
 LAYERS, ROWS, MAIN, PIVOT = 32, 16, 48, 40
-SYNCHRONISING = {
-    "aten._local_scalar_dense.default",
-    "aten.nonzero.default",
-    "aten.is_nonzero.default",
-    "aten.masked_select.default",
-    "aten.equal.default",
-}
-
-
-class OpCounter(TorchDispatchMode):
-    """Counts the ops that reach the dispatcher: views, others, and those that make the host wait for a GPU."""
-
-    def __init__(self):
-        super().__init__()
-        self.ops: Counter[str] = Counter()
-        self.views = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.is_view:
-            self.views += 1
-        else:
-            self.ops[str(func)] += 1
-        return func(*args, **(kwargs or {}))
-
-    @property
-    def synchronisations(self) -> int:
-        return sum(count for name, count in self.ops.items() if name in SYNCHRONISING)
 
 
 def counted(function) -> OpCounter:

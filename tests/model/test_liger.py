@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 import torch
 from liger_interpreted import INTERPRETED, teach_the_interpreter
-from memory_peak import gpu_peak_bytes, peak_bytes
 from model_pairs import assert_same_gradients, batch, gradients, gumbel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import TrainingArguments
 
+from benchmarks.counting import peak_bytes
 from cc_model import CCConfig, patch_model, report, unpatch_model
 from cc_model.testing import random_matrix, tiny_model
 from train.trainer import CCTrainer
@@ -184,7 +184,7 @@ def test_peak_memory_of_a_training_step():
             liger.apply_liger_kernel_to_llama(model=model, rope=False, rms_norm=False, swiglu=False)
         for _ in range(2):
             model.train().zero_grad()
-            peaks[name] = (gpu_peak_bytes if ON_GPU else peak_bytes)(lambda m=model: m(**data).loss.backward())
+            peaks[name] = peak_bytes(lambda m=model: m(**data).loss.backward(), model.device)
     logits = 4 * tokens * words
     print({name: f"{peak / 2**20:.2f} MiB" for name, peak in peaks.items()}, f"logits {logits / 2**20:.2f} MiB")
     assert peaks["liger"] <= peaks["stock"] - 1.5 * logits

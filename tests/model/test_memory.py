@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from memory_peak import peak_bytes
 from model_pairs import batch, pair
 
+from benchmarks.counting import peak_bytes
 from cc_model import CCConfig
 
 ROWS, TOKENS, PIVOT_TOKENS, LAYERS, WIDTH = 8, 192, 192, 6, 64
+CPU = torch.device("cpu")
 BANK = LAYERS * ROWS * WIDTH * 4  # bytes, fp32
 
 
@@ -21,14 +22,14 @@ def test_the_measure():
         del first, second
         torch.ones(2**18)
 
-    assert peak_bytes(step) == 2 * 2**20
+    assert peak_bytes(step, CPU) == 2 * 2**20
 
 
 def step_peak(model, data):
     """Peak of forward and backward of the second step, gradients included."""
     for _ in range(2):
         model.train().zero_grad()
-        peak = peak_bytes(lambda: model(**data).loss.backward())
+        peak = peak_bytes(lambda: model(**data).loss.backward(), CPU)
     return peak
 
 
