@@ -63,6 +63,7 @@ def report(model: nn.Module) -> Report:
         layers 0-3: fused (SwiGLU through cc_kernels); few tokens at inference: modules (no Triton kernel on cpu)
         connection: into the feed-forward output of layer 0; hard; pivot pass without gradient
         inference: no Transform Matrix is set, so generate is the plain model's
+        captures: the last layer's feed-forward block runs on the captured tokens alone
     """
     inner: Any = unwrap(model)
     if "cc" not in inner._modules:
@@ -77,7 +78,7 @@ def report(model: nn.Module) -> Report:
         layers.append(LayerReport(index, path, reason or "SwiGLU through cc_kernels", few_tokens))
     device = inner.cc.decision_maker.weight.device
     kernels = f"{'Triton' if triton_serves('swiglu', device) else 'plain PyTorch'}, for tensors on {device.type}"
-    return Report(kernels, tuple(layers), tuple(_notes(inner.cc)))
+    return Report(kernels, tuple(layers), (*_notes(inner.cc), _capture_note(block)))
 
 
 def _few_tokens(gate: Any, up: Any) -> str:
@@ -95,6 +96,13 @@ def _fallback(block: Any, spec: ModelSpec) -> str | None:
     if forward is not None and getattr(forward, "__func__", None) is not type(block).forward:
         return f"an instance-level forward runs: {getattr(forward, '__qualname__', repr(forward))}"
     return fallback_reason(block, spec)
+
+
+def _capture_note(block: Any) -> str:
+    """How a pass whose result nobody reads runs the last feed-forward block."""
+    if not is_patched(block) or not block._cc_is_watched():
+        return "captures: the last layer's feed-forward block runs on the captured tokens alone"
+    return "captures: the last layer's feed-forward block runs on all tokens, because a hook sees it or a module in it"
 
 
 def _notes(connection: Any) -> list[str]:

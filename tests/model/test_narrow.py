@@ -7,7 +7,7 @@ import torch
 from generation_helpers import GREEDY, prompts
 from model_pairs import assert_same_gradients, batch, gradients, gumbel, pair
 
-from cc_model import CCConfig, fit_transform_matrix, passes
+from cc_model import CCConfig, fit_transform_matrix, passes, report
 from cc_model.specs import layers_of
 
 
@@ -134,5 +134,7 @@ def test_hooks_see_every_token(register, where):
         with torch.no_grad():
             model(batch()["input_ids"], logits_to_keep=1)
         assert seen["last"][0] == 36
+        assert "on all tokens, because a hook" in str(report(model))
     finally:
         handle.remove()
+    assert "on the captured tokens alone" in str(report(model))
