@@ -13,6 +13,7 @@ from rich.console import Console
 
 from cc_model import fit_transform_matrix
 from train.batches import prompt_batches
+from train.experiment import job as jobs
 from train.experiment.__main__ import main
 from train.experiment.data import load, prepare
 from train.experiment.job import answer_nll, ask, make_model, map_quality
@@ -135,6 +136,25 @@ def test_running_again_runs_only_what_is_missing(run, config, tmp_path):
     run_all(settings, out, stop_after=-1.0, console=console)
     assert "time is up: 2 jobs are left" in console.export_text()
     assert len(read_results(out, settings)) == len(results)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_bf16_is_autocast_in_training_and_evaluation(config, bf16, monkeypatch):
+    settings = replace(read_settings(config), bf16=bf16, maps={}, questions=2)
+    seen, made = set(), jobs.make_model
+
+    def watched(*arguments):
+        model, collator = made(*arguments)
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+        projection = model.model.layers[0].mlp.up_proj
+        projection.register_forward_hook(lambda module, args, output: seen.add((module.training, output.dtype)))
+        return model, collator
+
+    monkeypatch.setattr(jobs, "make_model", watched)
+    jobs.run_job(settings, "cc", 0)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    assert seen == {(True, dtype), (False, dtype)}
+    assert (settings.fingerprint("cc") == read_settings(config).fingerprint("cc")) == (not bf16)
 
 
 def test_results_of_other_settings_are_kept(run, config, tmp_path):
