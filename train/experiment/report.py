@@ -70,7 +70,8 @@ def _set_up(settings: Settings, results: Results) -> list[str]:
         f"{_range(results, 'train_rows')} training rows; {settings.steps} steps of {settings.batch_size} rows, "
         f"peak learning rate {settings.learning_rate:g}, cosine; seeds {', '.join(map(str, seeds))}. "
         "For a seed all conditions have "
-        f"the same split, the same first weights and the same batches in the same order. Device: {some['device']}.",
+        f"the same split, the same first weights and the same batches in the same order. Device: {some['device']}"
+        f"{', under autocast to bf16' if settings.bf16 else ''}.",
         "",
         f"Asked are {_range(results, 'questions')} held-out facts per seed: trained on in English, but not in the "
         "language of the question; the answer occurs in training in that language. An answer counts when "
