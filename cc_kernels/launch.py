@@ -42,7 +42,7 @@ class Launch:
 
 
 # Compiled kernels by everything that Triton specialises on, so that a repeated launch does not work that out again.
-_compiled: dict[tuple[Any, ...], Any] = {}
+_compiled: dict[tuple[Any, ...], tuple[Callable[..., Any], int, Any]] = {}
 MOST_COMPILED = 8192  # entries, a few hundred bytes each; sizes that vary from batch to batch make new ones
 # Devices with such launches. Not ROCm, where Triton also looks at allocations.
 DIRECT = frozenset({"cuda"} if HAS_TRITON and not INTERPRETED and torch.version.hip is None else ())
@@ -102,21 +102,21 @@ def _run(kernel: Any, grid: tuple[int, ...], device: torch.device, arguments: di
         kernel[grid](**arguments)
         return
     values = tuple(arguments.values())
-    key = (
-        kernel,
-        grid,
-        device.index,
-        *[(value.dtype, value.data_ptr() % 16 == 0) if isinstance(value, Tensor) else value for value in values],
-    )
+    key = (id(kernel), grid, device.index, *[value if type(value) is int else _specialised(value) for value in values])
     known = _compiled.get(key)
     if known is not None:
-        known(*values[: len(kernel.arg_names)])
+        again, count, _ = known
+        again(*values[:count])
         return
-    again = _first_launch(kernel, grid, arguments)
-    if tuple(arguments)[: len(kernel.arg_names)] == tuple(kernel.arg_names):  # positional from now on
+    again, names = _first_launch(kernel, grid, arguments), tuple(kernel.arg_names)
+    if tuple(arguments)[: len(names)] == names:  # positional from now on
         if len(_compiled) >= MOST_COMPILED:
             _compiled.clear()
-        _compiled[key] = again
+        _compiled[key] = again, len(names), kernel  # the kernel, so that no other one gets its id
+
+
+def _specialised(value: Any) -> Any:
+    return (value.dtype, value.data_ptr() % 16 == 0) if isinstance(value, Tensor) else value
 
 
 def _first_launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any]) -> Callable[..., Any]:

@@ -23,31 +23,39 @@ def streams_weights(block: Any, gate: Any, up: Any, x: Tensor) -> bool:
 
     It does at inference, for at most `MOST_ROWS` tokens, where its Triton kernel would run and no obstacle is found.
     """
-    few = 0 < x.numel() <= MOST_ROWS * x.shape[-1]
-    if not few or block.training or torch.is_grad_enabled() or not triton_serves(OP, x.device):
+    if block.training or torch.is_grad_enabled() or not 0 < x.numel() <= MOST_ROWS * x.shape[-1]:
         return False
-    if torch.is_autocast_enabled(x.device.type) or obstacle(gate, up) is not None:
+    device = x.device
+    if not triton_serves(OP, device) or torch.is_autocast_enabled(device.type) or obstacle(gate, up) is not None:
         return False
-    return x.dtype == gate.weight.dtype and x.device == gate.weight.device
+    weight = gate.weight
+    return x.dtype == weight.dtype and device == weight.device
 
 
 def obstacle(gate: Any, up: Any) -> str | None:
     """Why the weights of two projections must not be read past their modules; None when they may."""
+    weights = []
     for name, module in (("gate", gate), ("up", up)):
         if type(module) is not nn.Linear:
             return f"the {name} projection is a {type(module).__name__}, not nn.Linear"
-        if module.bias is not None:
+        # Asked at every decode step of every layer: attributes of a module are slow, its dictionary is not.
+        attributes = module.__dict__
+        parameters = attributes["_parameters"]
+        if parameters.get("bias") is not None:
             return f"the {name} projection has a bias"
-        if module._forward_hooks or module._forward_pre_hooks:
+        if attributes["_forward_hooks"] or attributes["_forward_pre_hooks"]:
             return f"the {name} projection has hooks"
-        if "forward" in module.__dict__:
+        if "forward" in attributes:
             return f"the {name} projection has a forward of its own"
-        if type(module.weight) not in (nn.Parameter, Tensor):
-            return f"the weight of the {name} projection is a {type(module.weight).__name__}"
+        weight = parameters.get("weight")
+        if type(weight) is not nn.Parameter and type(weight) is not Tensor:
+            return f"the weight of the {name} projection is a {type(weight).__name__}"
+        weights.append(weight)
     if module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks:
         return "global forward hooks are registered"
-    if gate.weight.dtype != up.weight.dtype or gate.weight.shape != up.weight.shape:
+    first, second = weights
+    if first.dtype != second.dtype or first.shape != second.shape:
         return "gate and up projections have weights of different dtypes or shapes"
-    if gate.weight.device != up.weight.device:
+    if first.device != second.device:
         return "gate and up projections lie on different devices"
-    return None if gate.weight.is_floating_point() else f"weights of dtype {gate.weight.dtype}"
+    return None if first.is_floating_point() else f"weights of dtype {first.dtype}"
