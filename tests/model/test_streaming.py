@@ -156,7 +156,7 @@ def test_what_is_attached_to_a_projection_stays_in_effect(attach, calls):
     with use_backend("triton"):
         got = model.generate(prompts(), **GREEDY, output_logits=True, return_dict_in_generate=True)
     torch.testing.assert_close(torch.stack(got.logits), torch.stack(expected.logits), rtol=0, atol=1e-5)
-    # The other layers' weights are streamed for three tokens, and the last layer's for the captured rows of the prefill.
+    # The other layers' weights are streamed for three tokens, the last layer's for the prefill's captured rows, too.
     assert len(calls) == (LAYERS - 1) * 3 + 1
     assert plain.shape == got.sequences.shape
 
