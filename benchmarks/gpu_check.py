@@ -27,7 +27,7 @@ from benchmarks.record import facts
 from benchmarks.timing import copy_bandwidth
 
 ROOT = Path(__file__).parents[1]
-OPS = ("connect", "transform_rows", "gate_up_swiglu", "swiglu", "capture_rows", "add_rows")
+OPS = ("connect", "transform_rows", "gate_up_swiglu", "swiglu", "capture_rows", "add_rows", "gate_up_matmul")
 TEST_SECONDS = 240
 TEST_PROCESSES = 14
 MOST_FAILURES = 30  # more would take the time of the measurements and say little that is new

@@ -57,7 +57,7 @@ class PatchedFeedForward:
             return block(*args, **kwargs)
         slot = self.cc_slot
         # Not in compiled layers: a graph of its own for the last of them, in each mode, exceeds the recompile limit.
-        if layer_pass.narrow and not torch.compiler.is_compiling() and slot.last and not self._cc_is_watched():
+        if not torch.compiler.is_compiling() and layer_pass.narrow and slot.last and not self._cc_is_watched():
             return layer_pass.narrowed(slot, block, args[0] if args else kwargs["x"])
         output = block(*args, **kwargs)
         return layer_pass.feed_forward(slot, output, owned=slot.injects and self._cc_owns_output())
