@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from cc_model.calls import Body, hidden_of
+from cc_model.narrowing import narrow_obstacle
 from cc_model.passes import CapturePass, LayerSlot
 from cc_model.positions import flat_rows, in_range, last_attended
 from cc_model.sharding import in_one_piece
@@ -21,6 +22,7 @@ def capture_bank(
     ids: Tensor,
     mask: Tensor | None,
     index: Tensor | None,
+    narrow: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run the decoder body, without the head, and capture one token of each row.
 
@@ -31,6 +33,7 @@ def capture_bank(
         ids: `(B, S)`.
         mask: `(B, S)` or None.
         index: `(B,)` or None for the last attended token.
+        narrow: of `CapturePass`.
 
     Returns:
         The bank `(L, B, d)`; which rows are usable `(B,)`, that is, have an attended token and an index in range (the
@@ -40,7 +43,7 @@ def capture_bank(
     if mask is not None:
         # An empty row attends to its padding instead of to nothing: finite numbers, which are then left out.
         mask = torch.where((mask != 0).any(dim=1, keepdim=True), mask, 1)
-    capture = CapturePass(tokens, slots, narrow=True)
+    capture = CapturePass(tokens, slots, narrow)
     output = body(
         input_ids=ids,
         attention_mask=mask,
@@ -77,7 +80,8 @@ class BankCall:
         """`capture_bank` with the stock forward of the decoder body."""
         ids, mask = named["input_ids"], named["attention_mask"]
         index = None if self.index is None else self.index.to(ids.device)
-        self.bank, self.usable, hidden = capture_bank(stock, self.slots, self.device, ids, mask, index)
+        narrow = narrow_obstacle(body) is None
+        self.bank, self.usable, hidden = capture_bank(stock, self.slots, self.device, ids, mask, index, narrow)
         return BaseModelOutputWithPast(last_hidden_state=hidden)
 
 

@@ -35,16 +35,15 @@ active = Active()
 
 
 class LayerSlot:
-    """The place of one feed-forward block in the decoder: its index, whether it receives the connection or is the last.
+    """The place of one feed-forward block in the decoder: its index, and whether it receives the connection.
 
     `captured` is written in compiled regions instead of `CapturePass.captured`: a store indexed by the layer would
     compile every layer anew.
     """
 
-    def __init__(self, index: int, injects: bool, last: bool) -> None:
+    def __init__(self, index: int, injects: bool) -> None:
         self.index = index
         self.injects = injects
-        self.last = last
         self.captured: Tensor | None = None
 
 
@@ -54,9 +53,8 @@ class CapturePass:
     Args:
         rows: `(B,)` indices into the flattened `(B * T)` tokens, all valid; rows without a connection are zeroed by
             the caller, once for all layers.
-        slots: the slots of all layers.
-        narrow: nobody reads the decoder's result, so that the last layer's feed-forward block, after which nothing is
-            captured, may run on the captured rows alone.
+        slots: the slots of all layers, in order.
+        narrow: the last layer's feed-forward block runs on the captured rows alone (`cc_model.narrowing`).
     """
 
     def __init__(self, rows: Tensor, slots: list[LayerSlot], narrow: bool) -> None:
@@ -79,11 +77,14 @@ class CapturePass:
         return output
 
     def narrowed(self, slot: LayerSlot, block: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
-        """`block` on the captured rows of its input `(B, T, d)` alone; the result for all tokens is zeros."""
+        """`block` on the captured rows of its input `(B, T, d)` alone; the result for all tokens is zeros.
+
+        The layer may write to the result, so these are zeros in memory of their own.
+        """
         flat = hidden.reshape(-1, hidden.shape[-1])
         captured = block(capture_rows(flat, self.rows.to(flat.device), assume_valid=True)[:, None])[:, 0]
         self._keep(slot, captured)
-        return captured.new_zeros(()).expand(hidden.shape)
+        return captured.new_zeros(hidden.shape)
 
     def _keep(self, slot: LayerSlot, captured: Tensor) -> None:
         if torch.compiler.is_compiling():

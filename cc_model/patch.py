@@ -76,9 +76,7 @@ def patch_model(model: nn.Module, config: CCConfig | None = None) -> nn.Module:
     connection = _new_connection(inner, config, len(blocks))
     # Everything has been checked; nothing below fails.
     for index, (layer, block) in enumerate(blocks):
-        block.cc_slot = LayerSlot(  # type: ignore[assignment]
-            index, injects=index == config.inject_layer, last=index == len(blocks) - 1
-        )
+        block.cc_slot = LayerSlot(index, injects=index == config.inject_layer)  # type: ignore[assignment]
         block.cc_fused = None if fallback_reason(block, spec) else (spec.gate, spec.up, spec.down)  # type: ignore[assignment]
         swap_class(block, patched_class(type(block), "PatchedFeedForward"))
         swap_class(layer, patched_class(type(layer), "PatchedLayer"))

@@ -43,6 +43,10 @@ class ConnectedCausalLMOutput(CausalLMOutputWithPast):
 _OUTPUT_FIELDS = {field.name for field in dataclasses.fields(ConnectedCausalLMOutput)}
 
 
+_OUTPUT_HOOKS = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL_OUTPUT_HOOKS = tuple(f"_global{name}" for name in _OUTPUT_HOOKS)
+
+
 class PatchedFeedForward:
     """SwiGLU through `cc_kernels`, and the running pass applied to the result."""
 
@@ -57,8 +61,10 @@ class PatchedFeedForward:
             return block(*args, **kwargs)
         slot = self.cc_slot
         # Not in compiled layers: a graph of its own for the last of them, in each mode, exceeds the recompile limit.
-        if not torch.compiler.is_compiling() and layer_pass.narrow and slot.last and not self._cc_is_watched():
-            return layer_pass.narrowed(slot, block, args[0] if args else kwargs["x"])
+        if not torch.compiler.is_compiling() and layer_pass.narrow and slot is layer_pass.slots[-1]:
+            hidden, *others = (*args, *kwargs.values())
+            if not others:
+                return layer_pass.narrowed(slot, block, hidden)
         output = block(*args, **kwargs)
         return layer_pass.feed_forward(slot, output, owned=slot.injects and self._cc_owns_output())
 
@@ -82,15 +88,10 @@ class PatchedFeedForward:
         down = getattr(self, self.cc_fused[2]) if self.cc_fused is not None else None
         if type(down) is not nn.Linear or "forward" in down.__dict__ or "forward" in self.__dict__:
             return False
-        hooks = (self._forward_hooks, down._forward_hooks, module_hooks._global_forward_hooks)  # type: ignore[attr-defined]
-        return not any(hooks)
-
-    def _cc_is_watched(self) -> bool:
-        """Whether a hook, which may expect every token, sees this block or a module in it run."""
-        if any((module_hooks._global_forward_hooks, module_hooks._global_forward_pre_hooks)):
-            return True
-        modules = self.modules()  # type: ignore[attr-defined]
-        return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in modules)
+        # A hook on the backward makes the output a view, which autograd does not let anyone write to.
+        if any(getattr(module, name) for module in (self, down) for name in _OUTPUT_HOOKS):
+            return False
+        return not any(getattr(module_hooks, name) for name in _GLOBAL_OUTPUT_HOOKS)
 
 
 class PatchedLayer:

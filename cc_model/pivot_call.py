@@ -18,6 +18,7 @@ from cc_model.bank import capture_bank, captured_tokens
 from cc_model.calls import Body, ConnectedCall, flatten, input_shape, token_embeddings
 from cc_model.compat import with_cache
 from cc_model.connection import CrossLingualConnection, mapped_bank
+from cc_model.narrowing import narrow_obstacle
 from cc_model.passes import CapturePass, InjectPass, LayerSlot
 from cc_model.positions import flat_rows, in_range, mark_skipped
 
@@ -64,7 +65,7 @@ class PivotCall(ConnectedCall):
         index = self.connection_index(named, rows, length, embeds.device)
         tokens, in_row = self.located(index, rows, length)
         if share > 0:
-            bank = self.with_simulated(bank, stock, named, tokens, share)
+            bank = self.with_simulated(bank, body, stock, named, tokens, share)
         assert bank is not None
         row_embeds = capture_rows(flatten(embeds), tokens, assume_valid=True)
         keep = in_row & has_pivot.to(index.device)
@@ -91,9 +92,9 @@ class PivotCall(ConnectedCall):
         device = self.connection.device_like(self.pivot_ids)
         with_grad = torch.is_grad_enabled() and self.connection.config.pivot_grad
         with torch.set_grad_enabled(with_grad):
-            bank, has_pivot, hidden = capture_bank(
-                stock, self.slots, device, self.pivot_ids, self.pivot_mask, self.pivot_index
-            )
+            pivot = (self.pivot_ids, self.pivot_mask, self.pivot_index)
+            narrow = narrow_obstacle(body) is None
+            bank, has_pivot, hidden = capture_bank(stock, self.slots, device, *pivot, narrow)
             if with_grad:
                 self.refuse_lost_gradient(bank, body)
                 # Sharded wrappers unshard in a backward hook of the pass's result, which the bank alone never reaches.
@@ -105,7 +106,7 @@ class PivotCall(ConnectedCall):
         return captured_tokens(self.pivot_ids, self.pivot_mask, self.pivot_index)[0]
 
     def with_simulated(
-        self, bank: Tensor | None, stock: Body, named: dict[str, Any], tokens: Tensor, share: float
+        self, bank: Tensor | None, body: Any, stock: Body, named: dict[str, Any], tokens: Tensor, share: float
     ) -> Tensor:
         """The bank `(L, B, d)`, in which a random `share` of the rows has what inference gives them.
 
@@ -118,7 +119,7 @@ class PivotCall(ConnectedCall):
                 "...) before training, and again as the model changes"
             )
         quiet = {"use_cache": False, "output_hidden_states": False, "output_attentions": False}
-        capture = CapturePass(tokens, self.slots, narrow=True)
+        capture = CapturePass(tokens, self.slots, narrow=narrow_obstacle(body) is None)
         with torch.no_grad():
             stock(**{**with_cache(named, None), **quiet}, cc_pass=capture)
         own = mapped_bank(capture.collect(self.connection.device_like(tokens)), matrix, bias)

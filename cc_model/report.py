@@ -11,6 +11,7 @@ from torch import nn
 from cc_kernels.backend import triton_serves
 from cc_kernels.ops.gate_up_swiglu import MOST_ROWS
 from cc_model.classes import is_patched
+from cc_model.narrowing import narrow_obstacle
 from cc_model.patch import fallback_reason, unwrap
 from cc_model.specs import ModelSpec, layers_of, spec_of
 from cc_model.streaming import OP, obstacle
@@ -78,7 +79,7 @@ def report(model: nn.Module) -> Report:
         layers.append(LayerReport(index, path, reason or "SwiGLU through cc_kernels", few_tokens))
     device = inner.cc.decision_maker.weight.device
     kernels = f"{'Triton' if triton_serves('swiglu', device) else 'plain PyTorch'}, for tensors on {device.type}"
-    return Report(kernels, tuple(layers), (*_notes(inner.cc), _capture_note(block)))
+    return Report(kernels, tuple(layers), (*_notes(inner.cc), _capture_note(getattr(inner, spec.body))))
 
 
 def _few_tokens(gate: Any, up: Any) -> str:
@@ -98,11 +99,11 @@ def _fallback(block: Any, spec: ModelSpec) -> str | None:
     return fallback_reason(block, spec)
 
 
-def _capture_note(block: Any) -> str:
+def _capture_note(body: Any) -> str:
     """How a pass whose result nobody reads runs the last feed-forward block."""
-    if not is_patched(block) or not block._cc_is_watched():
-        return "captures: the last layer's feed-forward block runs on the captured tokens alone"
-    return "captures: the last layer's feed-forward block runs on all tokens, because a hook sees it or a module in it"
+    obstacle = narrow_obstacle(body)
+    tokens = "the captured tokens alone" if obstacle is None else f"all tokens ({obstacle})"
+    return f"captures: the last layer's feed-forward block runs on {tokens}"
 
 
 def _notes(connection: Any) -> list[str]:

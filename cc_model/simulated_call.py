@@ -16,6 +16,7 @@ from cc_kernels import capture_rows
 from cc_model.calls import Body, ConnectedCall, asks_for, flatten, hidden_of, input_shape
 from cc_model.compat import CACHE, cache_of, with_cache
 from cc_model.connection import CrossLingualConnection
+from cc_model.narrowing import narrow_obstacle
 from cc_model.passes import CapturePass, LayerSlot
 from cc_model.positions import flat_rows, in_range, mark_skipped
 from cc_model.replay import connected_replay
@@ -62,7 +63,8 @@ class SimulatedCall(ConnectedCall):
         two_prefills = self.obstacle(named, rolled, length)
         start = 0 if two_prefills is not None else self.first_row(index, length)
         read = start > 0 and (self.keeps_before(start, length) or asks_for("output_hidden_states", body, named))
-        capture = CapturePass(flat_rows(index, length), self.slots, narrow=not read)
+        narrow = not read and narrow_obstacle(body) is None
+        capture = CapturePass(flat_rows(index, length), self.slots, narrow)
         if two_prefills is None:
             cache = rolled
             first = self.captured(stock, {**with_cache(named, cache), "use_cache": True}, capture)

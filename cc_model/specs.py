@@ -14,6 +14,7 @@ class ModelSpec:
 
     body: str = "model"  # the decoder body inside the causal language model
     layers: str = "layers"  # its decoder layers
+    norm: str = "norm"  # what follows the last of them
     mlp: str = "mlp"  # the feed-forward block inside a layer
     gate: str = "gate_proj"
     up: str = "up_proj"

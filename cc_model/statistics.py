@@ -92,8 +92,8 @@ class Reservoir:
         self.shape = shape
         self.seed = seed
         self.seen = 0
-        # A and E. Allocated once: prompts that come and go would leave holes in the heap.
-        self.rows = torch.empty(2, capacity, *shape, dtype=torch.float32)
+        # A and E, in one block: prompts that come and go one by one would leave holes in the heap.
+        self.rows = torch.empty(2, 0, *shape, dtype=torch.float32)
         self._random = torch.Generator().manual_seed(seed + stream)
 
     @property
@@ -111,9 +111,18 @@ class Reservoir:
             if place < self.capacity:
                 taken[place] = k
         if taken:
+            self._make_room()
             places, prompts = list(taken), list(taken.values())
             for side, rows in zip(self.rows, (source, target)):
                 side[places] = rows[:, prompts].transpose(0, 1).to("cpu", torch.float32)
+
+    def _make_room(self) -> None:
+        """Room for `size` prompts; it doubles, so that a small fit with a large bound stays small."""
+        room = self.rows.shape[1]
+        if self.size > room:
+            grown = torch.empty(2, min(max(self.size, 2 * room), self.capacity), *self.shape, dtype=torch.float32)
+            grown[:, :room] = self.rows
+            self.rows = grown
 
     def share(self, processes: Processes) -> tuple[Tensor, Tensor]:
         """This process's part, `(L, prompts, d)` each, of a uniform sample of what all processes were offered.

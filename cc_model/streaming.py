@@ -41,7 +41,7 @@ def obstacle(gate: Any, up: Any) -> str | None:
         # Asked at every decode step of every layer: attributes of a module are slow, its dictionary is not.
         attributes = module.__dict__
         parameters = attributes["_parameters"]
-        if parameters.get("bias") is not None:
+        if parameters.get("bias") is not None or "bias" in attributes:
             return f"the {name} projection has a bias"
         if attributes["_forward_hooks"] or attributes["_forward_pre_hooks"]:
             return f"the {name} projection has hooks"

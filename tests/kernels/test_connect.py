@@ -156,7 +156,11 @@ def test_expanded(hard):
 @HARD
 def test_programs_of_several_blocks(hard, monkeypatch):
     monkeypatch.setattr(decision_config, "ENOUGH_PROGRAMS", 2)  # few rows then get 8 blocks per program
-    check_op(with_options(hard), inputs(70, 2, 400))
+    decision_config.bank_config.cache_clear()
+    try:
+        check_op(with_options(hard), inputs(70, 2, 400))
+    finally:
+        decision_config.bank_config.cache_clear()
 
 
 @HARD

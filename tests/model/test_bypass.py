@@ -7,7 +7,7 @@ from types import MethodType
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-from model_pairs import batch, gumbel, pair
+from model_pairs import assert_same_gradients, batch, gradients, gumbel, pair
 
 from cc_model import patch_model, report
 from cc_model.testing import random_matrix, tiny_model
@@ -30,6 +30,8 @@ def test_instance_forward_of_a_block_stays_connected(when):
     patch_model(model)
     model.load_state_dict(expected_model.state_dict())
     data, noise = batch(), gumbel(3)
+    # A forward that is not known runs on all tokens, and so does one with a hook: bits are compared.
+    expected_model.model.norm.register_forward_hook(lambda *_: None)
     assert torch.equal(model(**data, gumbel_noise=noise).logits, expected_model(**data, gumbel_noise=noise).logits)
     assert "instance-level forward" in str(report(model))
     assert report(model).layers[0].path == "fallback"
@@ -112,6 +114,27 @@ def test_direct_body_call_with_a_matrix_raises():
     with pytest.raises(RuntimeError, match="pivot_input_ids reached the decoder body"):
         model.train().model(batch()["input_ids"], pivot_input_ids=batch()["pivot_input_ids"])
     assert model.model(batch()["input_ids"]).last_hidden_state.shape == (3, 12, 64)
+
+
+@pytest.mark.parametrize("where", ["mlp", "mlp.down_proj", "global"])
+@pytest.mark.parametrize("kind", ["backward_hook", "backward_pre_hook"])
+def test_backward_hooks_leave_the_step_as_it_is(where, kind):
+    """They make the feed-forward output a view that autograd lets nobody write to."""
+    _, model = pair()
+    data, noise = batch(), gumbel(3)
+    model.train()(**data, gumbel_noise=noise).loss.backward()
+    expected = gradients(model)
+    model.zero_grad()
+    if where == "global":
+        handle = getattr(torch.nn.modules.module, f"register_module_full_{kind}")(lambda *_: None)
+    else:
+        module = model.model.layers[0].get_submodule(where)
+        handle = getattr(module, f"register_full_{kind}")(lambda *_: None)
+    try:
+        model(**data, gumbel_noise=noise).loss.backward()
+    finally:
+        handle.remove()
+    assert_same_gradients(gradients(model), expected)
 
 
 def test_forward_hooks_see_the_output_before_the_connection():

@@ -48,6 +48,19 @@ def test_training_step(pivot_grad):
     assert_same_gradients(gradients(model), gradients(eager), tolerance=1e-5)
 
 
+@pytest.mark.parametrize("pivot_grad", [False, True])
+def test_training_and_evaluation_stay_within_the_recompile_limit(pivot_grad):
+    """A training step, then evaluation without a gradient: the eight graphs that `fullgraph` allows, not one more."""
+    layers = 10
+    _, model = pair("llama", CCConfig(pivot_grad=pivot_grad), num_hidden_layers=layers, use_cache=False)
+    compile_layers(model)
+    data, noise = batch(), gumbel(3, layers)
+    model.train()(**data, gumbel_noise=noise).loss.backward()
+    with torch.no_grad():
+        model.eval()(**data, gumbel_noise=noise)
+    assert counted("stats", "unique_graphs") <= 8
+
+
 SIZES = [(12, 9), (12, 9), (14, 11), (17, 10), (13, 15)]  # tokens of the main and of the pivot rows
 
 

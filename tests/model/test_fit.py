@@ -10,6 +10,7 @@ from model_pairs import ARCHITECTURES, pair
 from oracle import capture
 
 from cc_model import fit_transform_matrix, patch_model
+from cc_model.fit_report import measure
 from cc_model.processes import Processes
 from cc_model.statistics import LeastSquares, Reservoir
 from cc_model.testing import tiny_model
@@ -89,6 +90,33 @@ def test_affine(per_layer):
         bias = model.cc.transform_bias[layer] if per_layer else model.cc.transform_bias
         torch.testing.assert_close(matrix, expected[:-1], rtol=1e-3, atol=2e-4)
         torch.testing.assert_close(bias, expected[-1], rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_report_measures_the_affine_map(per_layer):
+    """Prescribed activations E = A M + c: with the bias the report finds no error, without it a large one."""
+    generator = torch.Generator().manual_seed(0)
+    source = torch.randn(3, 40, 5, generator=generator)
+    matrices = torch.randn(3 if per_layer else 1, 5, 5, generator=generator)
+    bias = 10 * torch.randn(3 if per_layer else 1, 5, generator=generator)
+    target = source @ matrices + bias[:, None]
+    overall, layers = measure(source, target, matrices, bias, Processes(None))
+    assert overall.r2 == pytest.approx(1, abs=1e-9)
+    assert all(layer.r2 == pytest.approx(1, abs=1e-9) for layer in layers)
+    assert measure(source, target, matrices, None, Processes(None))[0].r2 < 0
+
+
+def test_a_large_report_of_a_small_fit():
+    """`report_rows` is a bound: what is allocated follows the prompts."""
+    model = patch_model(tiny_model("llama"))
+    report = fit_transform_matrix(model, pairs(), report_rows=10**9, progress=False)
+    assert report.sample.startswith("120 rows of 30 prompts")
+    reservoir = Reservoir(10**9, (1, 2))
+    for count in (3, 1, 5):
+        rows = torch.rand(1, count, 2)
+        reservoir.add(rows, rows)
+    assert reservoir.rows.shape == (2, 12, 1, 2)
+    assert torch.equal(reservoir.share(Processes(None))[0][:, 4:], rows)
 
 
 def test_fitting_again_without_affine_drops_the_bias():
