@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from cc_kernels import connect, transform_rows
+from cc_model.adapters import carry, take_carried
 from cc_model.config import CCConfig
-from cc_model.integrations.peft import carry, take_carried
 
 
 class DecisionMaker(nn.Module):

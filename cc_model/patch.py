@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from cc_model.adapters import wrap_decision_maker
 from cc_model.classes import is_patched, patched_class, swap_class
 from cc_model.compat import keys_ignored_at_inference
 from cc_model.config import CCConfig
 from cc_model.connection import CrossLingualConnection
 from cc_model.integrations.liger import is_liger_swiglu
-from cc_model.integrations.peft import wrap_decision_maker
 from cc_model.passes import LayerSlot
 from cc_model.saving import IGNORED_AT_INFERENCE
 from cc_model.sharding import refuse_fsdp
