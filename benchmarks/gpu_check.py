@@ -1,7 +1,7 @@
 """`python -m benchmarks.gpu_check --out DIR`: everything about the kernels that only a GPU can show, in one command.
 
-Sections, each saved as it ends: the device; the kernel tests, compiled; the bandwidth of a copy; each op and its
-baselines. A section that fails is recorded and the next one runs. After `--seconds` no further case starts.
+Sections, each saved as it ends: the device; the golden vectors and the kernel tests, compiled; the bandwidth of a
+copy; each op and its baselines. A section that fails is recorded and the next one runs. After `--seconds` no further case starts.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ TEST_PROCESSES = 14
 MOST_FAILURES = 30  # more would take the time of the measurements and say little that is new
 # What these test needs no GPU, and takes long: compiling ahead of time, the interpreter, this program.
 WITHOUT_GPU = ("test_aot.py", "test_floors.py", "test_gpu_check.py", "test_interpreted.py", "test_matrix_config.py")
+GOLDEN = "tests/golden/test_golden.py"  # the published numbers, on the GPU
 TOTAL_SECONDS = 430
 
 
 def _run_tests(seconds: float) -> dict[str, Any]:
-    command = [sys.executable, "-m", "pytest", "tests/kernels", "-p", "no:cacheprovider", "-rs", "--tb=short"]
+    command = [sys.executable, "-m", "pytest", GOLDEN, "tests/kernels", "-p", "no:cacheprovider", "-rs", "--tb=short"]
     if find_spec("xdist") is not None:  # most of the time goes into compiling kernels, on the CPU
         command += ["--numprocesses", str(min(TEST_PROCESSES, os.cpu_count() or 1)), "--dist", "worksteal"]
     command += ["--maxfail", str(MOST_FAILURES)]

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from cc_model import CCConfig, connection_disabled, fit_transform_matrix, patch_model
 
 TOLERANCE = 1e-5
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FOLDER = Path(__file__).parent
 ARCHITECTURES = sorted(path.name for path in FOLDER.iterdir() if (path / "model.safetensors").is_file())
 
@@ -21,16 +22,20 @@ def folder(request):
     return FOLDER / request.param
 
 
+def recorded(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(path, device=DEVICE)
+
+
 def recorded_model(folder: Path, **options):
     """A patched model with the recorded weights."""
-    weights = load_file(folder / "model.safetensors")
+    weights = recorded(folder / "model.safetensors")
     decision = weights.pop("model.source_select.weight")
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).eval()
     model.load_state_dict(weights)
     patch_model(model, CCConfig(**options))
     with torch.no_grad():
         model.cc.decision_maker.weight.copy_(decision)
-    return model
+    return model.to(DEVICE)
 
 
 def training_inputs(step: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -51,7 +56,7 @@ def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
 
 @pytest.mark.parametrize(("record", "pivot_grad"), [("train", True), ("train_detached", False)])
 def test_training_step(folder, record, pivot_grad):
-    step, gradients = load_file(folder / "train.safetensors"), load_file(folder / f"{record}.safetensors")
+    step, gradients = recorded(folder / "train.safetensors"), recorded(folder / f"{record}.safetensors")
     model = recorded_model(folder, pivot_grad=pivot_grad).train()
     output = model(**training_inputs(step))
     close(output.loss, step["loss"])
@@ -67,7 +72,7 @@ def test_training_step(folder, record, pivot_grad):
 
 
 def test_hidden_states(folder):
-    step = load_file(folder / "train.safetensors")
+    step = recorded(folder / "train.safetensors")
     model = recorded_model(folder).train()
     output = model(**training_inputs(step), output_hidden_states=True)
     close(output.hidden_states[1], step["hidden_layer0_fused"])
@@ -81,7 +86,7 @@ def test_hidden_states(folder):
 
 def test_edge_positions(folder):
     """Rows whose marker was missing or last: the recorded index, given explicitly, padding included."""
-    step = load_file(folder / "train_edge.safetensors")
+    step = recorded(folder / "train_edge.safetensors")
     model = recorded_model(folder).train()
     output = model(**training_inputs(step), output_hidden_states=True)
     close(output.loss, step["loss"])
@@ -91,7 +96,7 @@ def test_edge_positions(folder):
 
 @pytest.mark.parametrize("prefix", ["", "small."])
 def test_transform_matrix(folder, prefix):
-    record = load_file(folder / "matrix.safetensors")
+    record = recorded(folder / "matrix.safetensors")
     pick = {
         name: record[prefix + name] for name in ("src_ids", "tgt_ids", "src_len", "tgt_len", "src_pos", "tgt_pos", "X")
     }
@@ -117,7 +122,7 @@ def test_transform_matrix(folder, prefix):
 
 @pytest.mark.parametrize("prompt", ["p0", "p1", "p2"])
 def test_generation(folder, prompt):
-    record = load_file(folder / "infer.safetensors")
+    record = recorded(folder / "infer.safetensors")
     model = recorded_model(folder)
     ids, index = record[f"{prompt}.input_ids"][None], record[f"{prompt}.pos"]
     options = {"max_new_tokens": 16, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
@@ -132,7 +137,7 @@ def test_generation(folder, prompt):
 
 @pytest.mark.parametrize("prompt", ["p0", "p1", "p2"])
 def test_inference_with_noise(folder, prompt):
-    record = load_file(folder / "infer.safetensors")
+    record = recorded(folder / "infer.safetensors")
     model = recorded_model(folder)
     model.cc.transform_matrix = record["matrix_X"]
     with torch.no_grad():
