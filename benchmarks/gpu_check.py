@@ -1,7 +1,8 @@
 """`python -m benchmarks.gpu_check --out DIR`: everything about the kernels that only a GPU can show, in one command.
 
 Sections, each saved as it ends: the device; the golden vectors and the kernel tests, compiled; the bandwidth of a
-copy; each op and its baselines. A section that fails is recorded and the next one runs. After `--seconds` no further case starts.
+copy; each op and its baselines. A section that fails is recorded and the next one runs. After `--seconds` no further
+case starts.
 """
 
 from __future__ import annotations
