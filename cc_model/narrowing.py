@@ -25,9 +25,7 @@ _GLOBAL = (
     "_global_backward_pre_hooks",
 )
 _OWN = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_ROW_BY_ROW = frozenset(
-    {"Linear", "SiLU", "SiLUActivation", "Dropout", "Identity", "ModuleDict", "ModuleList", "ParameterDict"}
-)
+_ROW_BY_ROW = frozenset({"SiLU", "SiLUActivation", "Dropout", "Identity", "ModuleDict", "ModuleList", "ParameterDict"})
 
 
 def narrow_obstacle(body: Any) -> str | None:
