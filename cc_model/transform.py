@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -20,7 +21,9 @@ from cc_model.statistics import LeastSquares, Reservoir
 _INPUTS = ("input_ids", "attention_mask", "connection_index")
 _PIVOTS = ("pivot_input_ids", "pivot_attention_mask", "pivot_index")
 
+logger = logging.getLogger("cc_model")
 
+FEWEST_ROWS = 2  # per column of the matrix, below which a fit without ridge is warned of
 _FILLER = {"input_ids": torch.zeros(1, 1, dtype=torch.long), "pivot_input_ids": torch.zeros(1, 1, dtype=torch.long)}
 
 
@@ -69,6 +72,8 @@ def fit_transform_matrix(
             activations were not finite.
         RuntimeError: another process of the group failed; the message says which and why.
 
+    Warns (logger `cc_model`) when a matrix is fitted to fewer than 2·d activations without ridge: it interpolates them.
+
     Source: CC-Tuning section 3.3.
 
     Example:
@@ -98,6 +103,8 @@ def fit_transform_matrix(
                 collected.add(source, target, usable)
     pairs, held_out, skipped = collected.counts()
     matrices, bias, rank = collected.solve(ridge, affine)
+    if ridge == 0 and processes.rank == 0:
+        _warn_of_few_rows(collected.fit.rows, inner.cc.hidden_size)
     inner.cc.transform_matrix = matrices if per_layer else matrices[0]
     inner.cc.transform_bias = None if bias is None else (bias if per_layer else bias[0])
     source, target = collected.sample.share(processes)
@@ -160,6 +167,17 @@ class _Collected:
         prompts = min(sum(self.processes.gather(self.sample.seen)), self.sample.capacity)
         where = "held-out pairs" if held_out else "in-sample: pairs of the fit"
         return f"{prompts * self.sample.shape[0]} rows of {prompts} prompts ({where})"
+
+
+def _warn_of_few_rows(rows: int, width: int) -> None:
+    if rows < FEWEST_ROWS * width:
+        logger.warning(
+            "fit_transform_matrix: %d activations for a matrix of %d x %d, which matches these and may be far off for "
+            "others; take more pairs, or ridge > 0, and see the report with holdout > 0",
+            rows,
+            width,
+            width,
+        )
 
 
 def _check_arguments(inner: Any, ridge: float, holdout: float, report_rows: int) -> None:

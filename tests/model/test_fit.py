@@ -119,6 +119,22 @@ def test_a_large_report_of_a_small_fit():
     assert torch.equal(reservoir.share(Processes(None))[0][:, 4:], rows)
 
 
+@pytest.mark.parametrize(
+    ("count", "options", "warned"),
+    [
+        (30, {}, "120 activations for a matrix of 64 x 64"),
+        (32, {}, None),  # 4 layers: 128 activations
+        (30, {"ridge": 0.1}, None),
+        (32, {"per_layer": True}, "32 activations for a matrix"),
+    ],
+)
+def test_few_activations_are_warned_of(count, options, warned, caplog):
+    fit_transform_matrix(patch_model(tiny_model("llama")), pairs(count), progress=False, **options)
+    said = [record.getMessage() for record in caplog.records if "activations for a matrix" in record.getMessage()]
+    assert len(said) == (warned is not None)
+    assert warned is None or warned in said[0]
+
+
 def test_fitting_again_without_affine_drops_the_bias():
     _, model = pair()
     fit_transform_matrix(model, pairs(), affine=True, progress=False)
