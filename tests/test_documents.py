@@ -13,6 +13,7 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from word_tokenizers import ROW, make_tokenizer
 
+from cc_model.simulated_call import SimulatedCall
 from cc_model.specs import SPECS, ModelSpec
 from cc_model.testing import tiny_model
 
@@ -44,9 +45,14 @@ def test_readme(monkeypatch, tmp_path):
         patched.setattr(AutoModelForCausalLM, "from_pretrained", model)
         loading, rest = source.split("\ntokenizer = ", 1)
         exec(compile(loading, "README.md", "exec"), names)
+    names["model"].train()  # as Trainer leaves it
+    connected, stock = [], SimulatedCall.note_prefills
+    noted = lambda self, obstacle: connected.append(obstacle) or stock(self, obstacle)  # noqa: E731
+    monkeypatch.setattr(SimulatedCall, "note_prefills", noted)
     exec(compile("tokenizer = " + rest, "README.md", "exec"), names)
     assert asked == ["meta-llama/Llama-3.1-8B"] * 2
     assert names["model"].cc.transform_matrix is not None
+    assert connected == [None]  # once, without an obstacle to one prefill
     assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "my-model").config.vocab_size == len(tokenizer)
 
 
