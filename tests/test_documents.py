@@ -13,9 +13,10 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from word_tokenizers import ROW, make_tokenizer
 
+from cc_model import CCConfig, patch_model
 from cc_model.simulated_call import SimulatedCall
 from cc_model.specs import SPECS, ModelSpec
-from cc_model.testing import tiny_model
+from cc_model.testing import random_matrix, tiny_model
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -57,9 +58,16 @@ def test_readme(monkeypatch, tmp_path):
 
 
 def test_faq():
-    (source,) = snippets("docs/faq.md")
+    repair, backend = snippets("docs/faq.md")
+    model = patch_model(tiny_model("llama"), CCConfig(inject_layer=1))
+    model.cc.transform_matrix = random_matrix(model)
+    learned = {name: value.clone() for name, value in model.cc.state_dict().items()}
+    exec(compile(repair, "faq.md", "exec"), {"model": model})
+    assert model.cc.config.inject_layer == 1
+    assert model.cc.state_dict().keys() == learned.keys()
+    assert all(torch.equal(value, learned[name]) for name, value in model.cc.state_dict().items())
     names = {}
-    exec(compile(source, "faq.md", "exec"), names)
+    exec(compile(backend, "faq.md", "exec"), names)
     assert torch.equal(names["out"], torch.zeros(2, 8))
 
 

@@ -1,6 +1,6 @@
 """`make demo`: train a small Llama on real data with and without the connection, fit, answer, report.
 
-python -m train.demo                      # about five minutes on two CPU cores; writes runs/demo/report.md
+python -m train.demo                      # about four minutes on two CPU cores; writes runs/demo/report.md
 python -m train.demo --steps 300 --seed 1 --languages en de ja --out runs/short
 """
 
