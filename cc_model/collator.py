@@ -139,12 +139,21 @@ class ParallelCollator:
         """Left-padded prompts without answers, for `model.generate(**batch)` and `fit_transform_matrix`.
 
         The `output` column and a final assistant turn are not read. The keys are those of a training batch but
-        `labels`.
+        `labels`; rows are padded on the left whatever the tokenizer's side, and `packed` has no effect.
 
         Args:
             features: rows with the columns of the class.
             pivot: also give the pivot tensors. `generate` reads the English prompt when it gets them and uses the
                 Transform Matrix when it does not; hence `pivot=False` for real inference.
+
+        Returns:
+            `input_ids` and `attention_mask` `(B, T)`, `connection_index` `(B,)`; with `pivot` also `pivot_input_ids`
+            and `pivot_attention_mask` `(B, S)`, `pivot_index` `(B,)`. All int64, on the CPU.
+
+        Raises:
+            ValueError: no rows; a column is missing; `messages` holds no turn before the answer; the chat template
+                refuses a row; or `position="published"` finds no marker or an index outside the prompt.
+            TypeError: a row is no mapping, or a column has the wrong type.
 
         Example:
             >>> from tokenizers import Tokenizer, models, pre_tokenizers

@@ -16,9 +16,14 @@ from cc_model.files import write_text
 class CCConfig:
     """Options of the cross-lingual connection; the defaults are the published recipe.
 
+        y = softmax((z + g) / τ)       z: the Decision Maker's logits, one per layer; g: Gumbel noise, in training
+        w = onehot(argmax y) with the gradient of y when `hard`, else y
+        f_i += Σ_l w[l] V[l]           V: captured activations of all layers; i = `inject_layer`
+
     Args:
         inject_layer: decoder layer whose feed-forward output receives the connection, counted from 0.
-        temperature: τ of the Gumbel softmax, above 0, without unit.
+        temperature: τ of the Gumbel softmax, finite and above 0, without unit. A smaller τ gives a sharper y. With
+            `hard` it changes the gradient, not the choice.
         hard: choose one layer per row (straight-through); False mixes all layers with the softmax weights.
         pivot_grad: let gradients flow through the bank into the pivot pass. The published recipe does not.
         simulated_share: share in [0, 1] of the rows that, in training, read what they read at inference: their own
@@ -71,12 +76,26 @@ class CCConfig:
                 raise ValueError(f"{name}: expected a share in [0, 1], got {share}")
 
     def to_dict(self) -> dict[str, Any]:
-        """The options as a dict that `from_dict` reads back."""
+        """The options as a dict that `from_dict` reads back.
+
+        Example:
+            >>> CCConfig.from_dict(CCConfig(hard=False).to_dict()) == CCConfig(hard=False)
+            True
+        """
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, options: dict[str, Any]) -> CCConfig:
-        """Build from a dict; an unknown key is a ValueError that names it."""
+        """Build from a dict; options that it lacks get their defaults.
+
+        Raises:
+            TypeError: an option has the wrong type.
+            ValueError: an unknown key, which the message names, or an option out of range.
+
+        Example:
+            >>> CCConfig.from_dict({"temperature": 2.0}).temperature
+            2.0
+        """
         known = {field.name for field in dataclasses.fields(cls)}
         for key in options:
             if key not in known:
@@ -84,12 +103,30 @@ class CCConfig:
         return cls(**options)
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write the options to a JSON file, whole or not at all."""
+        """Write the options to a JSON file, whole or not at all; see `from_json` for an example.
+
+        Raises:
+            OSError: the folder does not exist, or cannot be written to.
+        """
         write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> CCConfig:
-        """Read what `to_json` wrote."""
+        """Read what `to_json` wrote.
+
+        Raises:
+            OSError: the file cannot be read.
+            TypeError: an option has the wrong type.
+            ValueError: the file is no JSON, or no JSON object; an unknown key, or an option out of range.
+
+        Example:
+            >>> import os, tempfile
+            >>> with tempfile.TemporaryDirectory() as directory:
+            ...     path = os.path.join(directory, "cc_config.json")
+            ...     CCConfig(inject_layer=2).to_json(path)
+            ...     CCConfig.from_json(path).inject_layer
+            2
+        """
         with open(path, encoding="utf-8") as file:
             options = json.load(file)
         if not isinstance(options, dict):

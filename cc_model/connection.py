@@ -229,6 +229,15 @@ class CrossLingualConnection(nn.Module):
 def connection_disabled(model: nn.Module) -> Iterator[nn.Module]:
     """Inside the `with` block `model` is the plain model: no connection in training, evaluation or generation.
 
+    This is a switch of the model, so that it holds for all threads of the process. At the end of the block the previous
+    state comes back, also after an exception; blocks of several threads must therefore not overlap in time.
+
+    Args:
+        model: a patched model, also inside wrappers (PEFT, DDP).
+
+    Yields:
+        `model` itself.
+
     Raises:
         ValueError: `model` is not patched.
 

@@ -29,23 +29,13 @@ PIVOT_ARGUMENTS = ("pivot_input_ids", "pivot_attention_mask", "pivot_index")
 
 
 def connected_generate(model: Any, stock: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """`model.generate` with the cross-lingual connection, made exactly once for each prompt.
-
-    With a Transform Matrix set the connection is simulated from the prompt's own activations, in one prefill. Given
-    `pivot_input_ids` the English prompt is read instead. With neither, this is the plain model's `generate`, which is
-    said once. Greedy search, sampling, beam search, several returned sequences, assisted generation, left-padded
-    batches, caches with earlier turns, static caches, chunked prefill and `use_cache=False` are supported.
+    """What `PatchedCausalLM.generate` does; see there for arguments, modes and errors.
 
     Args:
         model: the patched model.
         stock: its stock `generate`.
         args: positional arguments of `generate`.
-        kwargs: its keyword arguments, and of ours: `connection_index` `(B,)` within the given prompt tokens (default:
-            the last one; −1: no connection for the row), `pivot_input_ids` `(B, S)`, `pivot_attention_mask` `(B, S)`,
-            `pivot_index` `(B,)`.
-
-    Raises:
-        ValueError: a right-padded prompt, an index out of range, or a mode that cannot connect (the message names it).
+        kwargs: its keyword arguments, ours among them.
     """
     index = kwargs.pop("connection_index", None)
     pivot = {name: kwargs.pop(name, None) for name in PIVOT_ARGUMENTS}
@@ -153,6 +143,8 @@ def refuse_unsupported_mode(model: Any, mode: GenerationMode, generation_config:
         raise ValueError(_refusal("guidance_scale"))
     if getattr(generation_config, "assistant_early_exit", None) is not None:
         raise ValueError(_refusal("assistant_early_exit"))
+    if getattr(generation_config, "cache_implementation", None) == "paged":
+        raise ValueError(_refusal("cache_implementation='paged'"))
     if getattr(generation_config, "token_healing", False):
         raise ValueError(_refusal("token_healing"))
 

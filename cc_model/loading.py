@@ -25,13 +25,21 @@ def from_pretrained(directory: str | os.PathLike[str], **hf_kwargs: Any) -> Any:
 
     Args:
         directory: folder, or repository name on the hub.
-        hf_kwargs: passed on to the stock `from_pretrained` (`dtype`, `device_map`, `revision`, …).
+        hf_kwargs: passed on to the stock `from_pretrained` (`dtype`, `device_map`, `revision`, …); not
+            `output_loading_info` and not `variant`.
 
     Returns:
         The patched model, in evaluation mode.
 
     Raises:
-        ValueError: the directory holds no `cc_config.json`, or its weights lack the Decision Maker.
+        ValueError: `output_loading_info` or `variant` is set; the directory (or repository) holds no `cc_config.json`,
+            or one that is no JSON object, or that has an unknown option or a value out of range; a safetensors file
+            with the connection's weights is missing, or they lack the Decision Maker; the architecture is not
+            supported, or has no layer `inject_layer`.
+        TypeError: an option in `cc_config.json` has the wrong type.
+        RuntimeError: the connection's weights do not fit the model's size.
+        OSError: `directory` is neither a folder nor the name of a repository; and whatever else the stock
+            `from_pretrained` raises.
 
     Example:
         >>> import tempfile

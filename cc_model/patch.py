@@ -26,17 +26,41 @@ logger = logging.getLogger("cc_model")
 def patch_model(model: nn.Module, config: CCConfig | None = None) -> nn.Module:
     """Add the cross-lingual connection to a causal language model of transformers, in place.
 
-    The patched `model(...)` also takes `pivot_input_ids (B, S)`, `pivot_attention_mask (B, S)`, `connection_index
-    (B,)`, `pivot_index (B,)` and `gumbel_noise (B, L)`, and its output has `decision_weights (B, L)`. Given pivot
-    tensors it connects; without them it is the plain model in training, and in evaluation connects when
-    `model.cc.transform_matrix` is set. `model.generate` connects once per call.
+        z[b] = W (mean_l V[l,b] + e[b])        V: feed-forward outputs of the pivot pass at p[b], e: embedding at q[b]
+        w[b] = softmax((z[b] + g[b]) / τ)      g: Gumbel noise, in training; `hard`: the one-hot of its maximum
+        f_i[b, q[b]] += Σ_l w[b,l] V[l,b]      f_i: feed-forward output of the main pass, i = `inject_layer`
 
-        f_0[b, q[b]] += Σ_l w[b,l] V[l,b]      V: feed-forward outputs of the pivot pass at p[b], w: the decision
+    The patched `model(...)` also takes these, by keyword, and its output has `decision_weights` w `(B, L)` in fp32
+    (fp64 in an fp64 model), all zero for a row without a connection:
+
+    | argument | shape | dtype |
+    |---|---|---|
+    | `pivot_input_ids` | (B, S) | int64 or int32 |
+    | `pivot_attention_mask` | (B, S) | any, 0 at padding; None: all attended |
+    | `connection_index` q, `pivot_index` p | (B,) | int64 or int32 |
+    | `gumbel_noise` g | (B, L) | floating point; None: in training drawn in fp32, in evaluation none |
+
+    Given `pivot_input_ids` it connects. Without them it is the plain model in training; in evaluation it connects when
+    `model.cc.transform_matrix` is set and no earlier tokens are cached: V are then the main prompt's own activations at
+    q, mapped by the matrix. `model.generate` connects once for each prompt.
 
     `connection_index` defaults to the token before the first label ≠ −100, or to the last attended token;
     `pivot_index` to the last attended pivot token. A row without labels, with index −1 or with an all-zero pivot mask
     gets no connection; its contribution and its gradients are exact zeros. An index out of range skips the row. Packed
     rows (N examples in B rows) take N pivots and N indices into the flattened tokens, see `cc_model.packing`.
+
+    The patched forward raises, besides what the stock one does:
+
+    - TypeError: an added argument is no tensor or has the wrong dtype.
+    - ValueError: an added argument has the wrong shape, or a pivot row has no token (S = 0); `pivot_attention_mask` or
+      `pivot_index`, in training also `connection_index` or `gumbel_noise`, comes without `pivot_input_ids`;
+      `simulated_share` is above 0 in training and no matrix is set; packed rows come without `position_ids`, or with a
+      2-dimensional mask or a cache.
+    - NotImplementedError: `cu_seq_lens_q`, `cu_seq_lens_k` or `seq_idx` without one pivot and index per example.
+    - RuntimeError: `position_ids` restart without one pivot and index per example, or less often than there are
+      examples (on a GPU a device-side assertion).
+    - RuntimeError: `pivot_grad=True` and the captures carry no gradient, as under reentrant gradient checkpointing; or
+      a module was replaced, wrapped or bypassed after `patch_model`, so that nothing would be connected.
 
     Args:
         model: a Llama, Qwen2, Qwen3 or Mistral causal language model, also inside a PEFT model.
@@ -102,10 +126,14 @@ def patch_model(model: nn.Module, config: CCConfig | None = None) -> nn.Module:
 def unpatch_model(model: nn.Module) -> nn.Module:
     """Undo `patch_model`, in place: stock classes, stock attributes, bit-equal logits. The connection is dropped.
 
+    Args:
+        model: a patched model, also inside a PEFT model.
+
     Returns:
         `model` itself.
 
     Raises:
+        TypeError: `model` is no torch module.
         ValueError: the model is not patched, or it is sharded (FSDP2).
 
     Example:

@@ -212,7 +212,32 @@ class PatchedCausalLM:
         return slots
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate with the connection, made exactly once per prompt; see `cc_model.generation.connected_generate`.
+        """The stock `generate` with the cross-lingual connection, made exactly once for each prompt.
+
+        With `cc.transform_matrix` set, in evaluation mode, it is simulated from the prompt's own activations: in one
+        prefill, or in two where the cache cannot be rolled back, which is said once. Given `pivot_input_ids`, in either
+        mode, the English prompt is read instead. Otherwise this is the plain model's `generate`, which is said once,
+        too, but not in `connection_disabled`.
+
+        These connect: greedy search, sampling, beam search and beam sampling, assisted generation, several returned
+        sequences, left padding, caches (static ones, those with earlier turns), chunked prefill and `use_cache=False`.
+
+        Args:
+            args: of the stock method.
+            kwargs: of the stock method, and ours: `connection_index` `(B,)` within the columns of the given prompt
+                (default: the last one; −1: no connection for the row), `pivot_input_ids` `(B, S)`, `pivot_index`
+                `(B,)` (default: the last attended), all int64 or int32, and `pivot_attention_mask` `(B, S)`, 0 at
+                padding.
+
+        Returns:
+            What the stock method returns.
+
+        Raises:
+            ValueError: `pivot_attention_mask` or `pivot_index` without `pivot_input_ids`. Where it connects also: a
+                right-padded prompt; one of our arguments has the wrong type or shape; a `connection_index` out of
+                range, or of a token in the cache; contrastive search, DoLa, group or constrained beam search,
+                `custom_generate`, `negative_prompt_ids`, `guidance_scale` other than 1, `assistant_early_exit`,
+                `token_healing`, `cache_implementation="paged"`.
 
         Example:
             >>> import torch
@@ -241,7 +266,17 @@ class PatchedCausalLM:
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, plain: bool = False, **kwargs: Any):
         """Save weights, Decision Maker, matrix and options, safetensors only; `cc_model.from_pretrained` reads them.
 
-        Stock `AutoModelForCausalLM` loads the directory as the plain model. `plain=True` leaves out everything of ours.
+        Stock `AutoModelForCausalLM` loads the directory as the plain model. An interrupted save leaves what was there.
+
+        Args:
+            save_directory: made when missing.
+            args: `is_main_process` and `state_dict` of the stock method.
+            plain: leave out everything of ours.
+            kwargs: of the stock method; with `push_to_hub=True` files are written in place, interrupted or not.
+
+        Raises:
+            ValueError: `save_directory` is a file.
+            TypeError: more than three arguments by position.
 
         Example:
             >>> import os, tempfile

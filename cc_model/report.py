@@ -53,7 +53,11 @@ def report(model: nn.Module) -> Report:
 
     A fallback layer computes the same, by the stock forward or another library's, and the connection works in both.
 
+    Args:
+        model: a patched model, also inside a PEFT model.
+
     Raises:
+        TypeError: `model` is no torch module.
         ValueError: the model is not patched.
 
     Example:

@@ -57,11 +57,11 @@ def save(
         state = model.state_dict() if state is None else state
         kwargs["state_dict"] = {name: value for name, value in state.items() if not name.startswith(PREFIX)}
     with _stock_config(model.config):
-        if not is_main or kwargs.get("push_to_hub"):
-            result = stock(directory, **kwargs)
-            if is_main:
-                _write_options(model, target, plain)
-            return result
+        if not is_main:
+            return stock(directory, **kwargs)
+        if kwargs.get("push_to_hub"):  # the stock method uploads before it returns
+            with _options_in_the_upload(model, plain):
+                return stock(directory, **kwargs)
         target.mkdir(parents=True, exist_ok=True)
         for abandoned in target.glob(f"{_STAGING}*"):  # of a save that was killed
             shutil.rmtree(abandoned, ignore_errors=True)
@@ -70,6 +70,22 @@ def save(
             _write_options(model, Path(staging), plain)
             _move_into(Path(staging), target)
     return result
+
+
+@contextlib.contextmanager
+def _options_in_the_upload(model: Any, plain: bool) -> Iterator[None]:
+    """Write `cc_config.json` before the files that a save has changed are uploaded."""
+    upload = model._upload_modified_files
+
+    def with_options(working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        _write_options(model, Path(working_dir), plain)
+        return upload(working_dir, *args, **kwargs)
+
+    model._upload_modified_files = with_options
+    try:
+        yield
+    finally:
+        del model._upload_modified_files
 
 
 def _write_options(model: Any, directory: Path, plain: bool) -> None:

@@ -56,8 +56,8 @@ class LeastSquares:
         """The matrices `(groups, d, d)`, the biases `(groups, d)` when `affine`, and the rank of each `AᵀA`.
 
         Without ridge a rank-deficient problem gets its minimum-norm solution, as `lstsq` gives it. Singular values of
-        A below about `√(d ε) σ_max` (1e-6 of the largest at d = 4096) count as zero, because `AᵀA` squares them. The bias of an
-        affine map is not penalised: A and E are centred first.
+        A below about `√(d ε) σ_max` (1e-6 of the largest at d = 4096) count as zero, because `AᵀA` squares them. The
+        bias of an affine map is not penalised: A and E are centred first.
         """
         gram, cross = self.gram, self.cross
         if affine:

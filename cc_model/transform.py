@@ -44,19 +44,23 @@ def fit_transform_matrix(
 
     A and E `(N·L, d)` are the feed-forward outputs of all layers at the connection index of the non-English prompt and
     at the pivot index of the English one. The paper's single matrix for all layers is the default. Memory is O(d²) (for
-    `per_layer` O(L·d²)) plus the report's rows, whatever the number of prompts; the statistics are float64.
+    `per_layer` O(L·d²)) plus the report's rows, whatever the number of prompts. The statistics are float64, on the
+    device of the Decision Maker, or on the CPU when that device is neither CUDA nor XPU (MPS has no float64). The
+    stored matrix and bias have the Decision Maker's dtype and device; the report measures them in fp32, before they
+    are rounded to that dtype.
 
     Args:
         model: a patched model; it is run in evaluation mode and without the connection, and left in its mode.
         batches: any iterable, a generator too, of dicts with `input_ids (B, T)`, `attention_mask (B, T)`,
             `pivot_input_ids (B, S)`, `pivot_attention_mask (B, S)`, and optionally `connection_index (B,)` and
-            `pivot_index (B,)` (default: the last attended token). Masks may be None. Other keys are ignored. A pair
-            with an index out of range or an all-zero mask is skipped and counted.
+            `pivot_index (B,)` (default: the last attended token). Ids and indices are int64 or int32; masks have any
+            dtype, are 0 at padding, and may be None or missing. Other keys are ignored. A pair with an index out of
+            range or an all-zero mask is skipped and counted.
         ridge: λ ≥ 0 in squared activation units. With 0 a rank-deficient problem gets its minimum-norm solution.
         per_layer: one matrix for each layer, `(L, d, d)`.
         affine: also fit a bias, `model.cc.transform_bias`; it is not penalised.
         holdout: share in [0, 1) of the pairs that is kept out of the fit and that the report is measured on.
-        report_rows: bound of the rows (prompts × layers) that the report is measured on.
+        report_rows: bound of the rows (prompts × layers) that the report is measured on; at least one prompt is.
         progress: show a progress bar.
         seed: of the choice of held-out pairs and of the report's sample.
         process_group: processes that fit together, each on its own share of the pairs: `"default"`, all processes when
@@ -68,9 +72,12 @@ def fit_transform_matrix(
         The report. It says on how many rows it was measured, and whether they were part of the fit.
 
     Raises:
-        ValueError: the model is not patched, an argument is out of range, a batch lacks a key, no pair was usable, or
-            activations were not finite.
-        RuntimeError: another process of the group failed; the message says which and why.
+        TypeError: `model` is no torch module, or a batch is no mapping.
+        ValueError: the model is not patched, an argument is out of range, a batch lacks the tensor `input_ids` or
+            `pivot_input_ids` or differs in their number of rows, no pair was usable, activations were not finite, or
+            the matrix is not finite in the dtype it is stored in.
+        OtherProcessError: a RuntimeError, from `cc_model.processes`: another process of the group failed; the message
+            says which and why. The process that failed raises its own error.
 
     Warns (logger `cc_model`) when a matrix is fitted to fewer than 2·d activations without ridge: it interpolates them.
 

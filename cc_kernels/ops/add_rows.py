@@ -145,11 +145,14 @@ if HAS_TRITON:
 def add_rows(x: Tensor, rows: Tensor, values: Tensor, inplace: bool = False) -> Tensor:
     """Add K rows to an activation; differentiable in `x` and `values`.
 
+        out = x, then out[rows[k]] += values[k] for every k whose rows[k] is not −1
+        ∂x = ∂out,  ∂values[k] = ∂out[rows[k]], a zero row where rows[k] is −1
+
     Args:
         x: `(N, d)`, floating point.
         rows: `(K,)`, int64 or int32, each in [−1, N), distinct where not −1. A −1 skips its row: `values[k]` is not
             read, and its gradient is zero. Neither range nor distinctness is checked, because that would synchronise.
-        values: `(K, d)`, floating point.
+        values: `(K, d)`, floating point; rounded to the dtype of `x`. Its gradient has its own dtype.
         inplace: write into `x`, which must be a fresh activation that nothing else reads (a leaf that requires a
             gradient cannot be written to, as always in autograd). The cost then does not depend on N.
 

@@ -190,6 +190,9 @@ if HAS_TRITON:
 def capture_rows(x: Tensor, rows: Tensor, assume_valid: bool = False) -> Tensor:
     """Copy K rows of an activation; differentiable in `x`.
 
+        out[k] = x[rows[k]], a zero row where rows[k] is −1
+        ∂x[n] = Σ_{k: rows[k] = n} ∂out[k]
+
     Args:
         x: `(N, d)`, floating point.
         rows: `(K,)`, int64 or int32, each in [−1, N). A −1 gives a zero row, whose gradient is zero. The range is not
@@ -200,7 +203,7 @@ def capture_rows(x: Tensor, rows: Tensor, assume_valid: bool = False) -> Tensor:
         `(K, d)`, the dtype of `x`.
 
     Raises:
-        TypeError: `x` is no floating-point tensor, or `rows` no integer tensor.
+        TypeError: `x` is no floating-point tensor, or `rows` no int64 or int32 tensor.
         ValueError: wrong number of dimensions, or different devices.
 
     Source: the capture of feed-forward activations, CC-Tuning section 3.1.
@@ -217,18 +220,38 @@ def capture_rows(x: Tensor, rows: Tensor, assume_valid: bool = False) -> Tensor:
 
 
 def capture_rows_through(x: Tensor, rows: Tensor, assume_valid: bool = False) -> tuple[Tensor, Tensor]:
-    """Hand `x` on and copy K of its rows; differentiable in `x`, in one pass over its gradient.
+    """Hand `x` on and copy K of its rows; differentiable in `x`.
 
-    Use the first result in the place of `x` from here on. Arguments, dtypes and errors are those of `capture_rows`.
+        same = x,  out[k] = x[rows[k]], a zero row where rows[k] is −1
+        ∂x[n] = ∂same[n] + Σ_{k: rows[k] = n} ∂out[k]
+
+    Use `same` in the place of `x` from here on. The kernel's backward then gets both gradients together and writes
+    their sum in one pass, where autograd would fill a tensor with zeros and add it.
+
+    Args:
+        x: `(N, d)`, floating point.
+        rows: `(K,)`, int64 or int32, each in [−1, N), as in `capture_rows`; not checked.
+        assume_valid: the caller knows that no index is −1, so that the test for it is left out.
 
     Returns:
-        `x` itself (as a view), and `capture_rows(x, rows)`.
+        same `(N, d)`, which is `x` or a view of it, and out `(K, d)`, a copy; both have the dtype of `x`.
+
+    Raises:
+        TypeError: `x` is no floating-point tensor, or `rows` no int64 or int32 tensor.
+        ValueError: wrong number of dimensions, or different devices.
+
+    Source: the capture of feed-forward activations, CC-Tuning section 3.1.
 
     Example:
         >>> import torch
-        >>> same, row = capture_rows_through(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([1]))
-        >>> row
+        >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+        >>> same, row = capture_rows_through(x, torch.tensor([1]))
+        >>> row.detach()
         tensor([[3., 4.]])
+        >>> (same.sum() + 10 * row.sum()).backward()
+        >>> x.grad
+        tensor([[ 1.,  1.],
+                [11., 11.]])
     """
     check_float("x", x, ndim=2)
     check_rows("rows", rows, x)

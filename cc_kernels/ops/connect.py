@@ -31,20 +31,26 @@ def connect(
 ) -> tuple[Tensor, Tensor]:
     """Decide and select; differentiable in `bank`, `embeds` and `weight`.
 
+        w = decide(V, e, W, g, τ)                 softmax((W (mean_l V[l,k] + e[k]) + g[k]) / τ), one-hot when `hard`
+        update[k] = Σ_l w[k,l] V[l,k]             soft
+        update[k] = V[l*, k], l* = argmax w[k]    hard, with the gradients of the soft sum at the one-hot w
+
     Args:
         bank: captured activations V, `(L, K, d)`, floating point.
         embeds: input token embeddings e, `(K, d)`, the dtype of `bank`.
-        weight: the Decision Maker's W, `(L, d)`.
-        noise: Gumbel noise, `(K, L)`, or None.
+        weight: the Decision Maker's W, `(L, d)`, floating point, of any such dtype.
+        noise: Gumbel noise g, `(K, L)`, floating point, or None.
         temperature: τ above 0, without unit.
         hard: select one row instead of mixing all.
-        bank_weight: the folded `M Wᵀ`, see `decide`. The update is then still a row of `bank`, to be mapped by M.
+        bank_weight: the folded `M Wᵀ` in fp32, `(d, L)` or `(L, d, L)`, see `decide`. The update is then still made
+            of rows of `bank`, to be mapped by M.
 
     Returns:
-        update `(K, d)` in the dtype of `bank`, and the weights `(K, L)` of `decide`.
+        update `(K, d)` in the dtype of `bank`, and the weights `(K, L)` of `decide`, fp32 (fp64 when `bank` is fp64).
 
     Raises:
-        TypeError, ValueError: as `decide`.
+        TypeError: an argument is no floating-point tensor, or the dtypes of bank and embeds differ.
+        ValueError: wrong shape, different devices, or a temperature that is not above 0.
 
     Source: CC-Tuning section 3.2.
 

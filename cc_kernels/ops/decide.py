@@ -54,18 +54,22 @@ def decide(
 ) -> Tensor:
     """Weights of the layers for each row; differentiable in `bank`, `embeds` and `weight`.
 
+        z[k] = W (mean_l V[l,k] + e[k]), with `bank_weight` F = M Wᵀ: mean_l (V[l,k] Fₗ) + W e[k]
+        y = softmax((z + g) / τ)
+        out = y, or onehot(argmax y) with the gradient of y (straight-through) when `hard`
+
     Args:
         bank: captured activations V, `(L, K, d)`, floating point.
         embeds: input token embeddings e at the connection index, `(K, d)`, the dtype of `bank`.
         weight: the Decision Maker's W, `(L, d)`, floating point.
-        noise: Gumbel noise g, `(K, L)`; None decides by the logits alone.
+        noise: Gumbel noise g, `(K, L)`, floating point; None decides by the logits alone.
         temperature: τ above 0, without unit.
         hard: one-hot weights with the softmax's gradient (straight-through); False gives the softmax itself.
         bank_weight: the folded `M Wᵀ` in fp32, `(d, L)`, or `(L, d, L)` for a matrix per layer. The bank then holds
             activations before the Transform Matrix.
 
     Returns:
-        `(K, L)`, fp32 (fp64 for fp64 inputs). Each row sums to 1.
+        `(K, L)`, fp32, or fp64 when `bank` is fp64. Each row sums to 1.
 
     Raises:
         TypeError: an argument is no floating-point tensor, or the dtypes of bank and embeds differ.

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from model_pairs import batch, gumbel, pair
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -112,6 +115,28 @@ def test_given_state_dict_is_saved(tmp_path):
 def test_other_process_writes_nothing_of_ours(tmp_path):
     full_model().save_pretrained(tmp_path, is_main_process=False)
     assert not (tmp_path / "cc_config.json").exists()
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_an_upload_has_the_options(plain, tmp_path, monkeypatch):
+    """`save_pretrained(push_to_hub=True)` uploads before it returns; no hub is reached here."""
+    _, model = pair(matrix=True)
+    hub = SimpleNamespace(create_repo=lambda *_, **__: SimpleNamespace(repo_id="someone/mine"))
+    for name, value in (("hf_api", lambda: hub), ("create_repo", hub.create_repo)):
+        monkeypatch.setattr(transformers.modeling_utils, name, value, raising=False)
+    card = SimpleNamespace(save=lambda path: None)
+    monkeypatch.setattr(transformers.modeling_utils, "create_and_tag_model_card", lambda *_, **__: card)
+    uploaded = []
+    monkeypatch.setattr(
+        type(model),
+        "_upload_modified_files",
+        lambda self, folder, *_, **__: uploaded.append(sorted(os.listdir(folder))),
+    )
+    model.save_pretrained(tmp_path / "mine", push_to_hub=True, plain=plain)
+    assert "model.safetensors" in uploaded[0]
+    assert ("cc_config.json" in uploaded[0]) == (not plain)
+    assert len(uploaded) == 1
+    assert "_upload_modified_files" not in model.__dict__
 
 
 def test_hf_arguments_are_passed_on(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from generation_helpers import GREEDY, new_tokens, prompts
 from model_pairs import pair
 from oracle import greedy
+from transformers import GenerationConfig
 
 from cc_model import CCConfig, connection_disabled, patch_model
 from cc_model.testing import random_matrix, tiny_model
@@ -95,6 +96,10 @@ REFUSED = {
     "custom": ({"custom_generate": lambda *a, **k: None}, "custom_generate is not supported"),
     "negative": ({"negative_prompt_ids": torch.zeros(1, 2, dtype=torch.long)}, "negative_prompt_ids is not supported"),
     "paged": ({"cache_implementation": "paged"}, "paged' is not supported"),
+    "paged in a config": (
+        {"generation_config": GenerationConfig(cache_implementation="paged", max_new_tokens=2)},
+        "paged' is not supported",
+    ),
     "contrastive": (
         {"penalty_alpha": 0.6, "top_k": 4, **REMOTE},
         "'contrastive_search' is not supported",
