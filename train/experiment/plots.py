@@ -49,7 +49,7 @@ def plot(settings: Settings, results: Results, folder: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("held-out accuracy − vanilla (points; mean with 95 % interval; diamonds: seeds)")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside upper center", ncols=len(labels), fontsize="small", frameon=False)
     _save(figure, folder / "differences.png")
     fits = [name for name in ("matrix", *settings.maps) if by_seed(results, settings.maps_of, name, accuracy)]
     if len(fits) > 1:
