@@ -41,7 +41,7 @@ def narrow_obstacle(body: Any) -> str | None:
         attributes = module.__dict__
         if any(attributes[name] and not _are_harmless(attributes[name].values()) for name in _OWN):
             return f"a hook is registered on {type(module).__name__}"
-        if "forward" in attributes and "_hf_hook" not in attributes:  # accelerate's runs the stock forward
+        if "forward" in attributes and not _runs_the_stock_forward(module):
             return f"{type(module).__name__} has a forward of its own"
     if getattr(block, "cc_fused", None) is None:
         return f"{type(block).__name__} runs a forward that is not known"
@@ -51,6 +51,12 @@ def narrow_obstacle(body: Any) -> str | None:
 
 def _are_harmless(hooks: Iterable[Any]) -> bool:
     return all(str(getattr(hook, "__module__", "")).startswith(_HARMLESS) for hook in hooks)
+
+
+def _runs_the_stock_forward(module: nn.Module) -> bool:
+    """Whether the `forward` on the instance is accelerate's, or what its hooks leave behind when they are removed."""
+    own = module.__dict__["forward"]
+    return "_hf_hook" in module.__dict__ or getattr(own, "__func__", None) is type(module).forward
 
 
 def _runs_row_by_row(module: nn.Module) -> bool:

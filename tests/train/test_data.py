@@ -33,7 +33,7 @@ KNOWN = [
     ("pt", "currency/BR", "Brasil", "Real brasileiro"),
     ("ru", "official_language/JP", "Япония", "японский"),
     ("sw", "official_language/TH", "Tailandi", "Kithai"),
-    ("te", "currency/JP", "జపాన్", "జపాను దేశ యెన్"),
+    ("te", "currency/IN", "భారతదేశం", "భారతదేశ రూపాయి"),
     ("th", "currency/JP", "ญี่ปุ่น", "เยนญี่ปุ่น"),
     ("tr", "territory_of_language/is", "İzlandaca", "İzlanda"),
     ("ur", "currency/JP", "جاپان", "جاپانی ین"),

@@ -81,7 +81,7 @@ def facts(relation: str) -> tuple[tuple[str, str], ...]:
 def display_name(language: str, table: str, code: str) -> str | None:
     """CLDR's display name, NFC, with plain spaces; None where there is none or where it shows the code.
 
-    >>> display_name("sw", "territories", "JP"), display_name("sw", "currencies", "ZWG")
+    >>> display_name("sw", "territories", "JP"), display_name("sw", "currencies", "VED")
     ('Japani', None)
     """
     name = getattr(Locale.parse(language), table).get(code)
