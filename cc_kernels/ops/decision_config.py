@@ -78,7 +78,8 @@ def bank_config(
     The rows of a group share what they read of W, which would otherwise come from L2 once for each row: as many bytes
     as the bank itself. A block of 32 columns is 64 bytes of every row in bf16, two sectors of the memory. A folded
     matrix per layer (`per_layer`) is most of what is read, so that one row is taken; it keeps a tile of sums beside the
-    one that it loads, so that its tiles are smaller.
+    one that it loads, so that its tiles are smaller. In fp32 tiles of twice the size spilled on sm_100 at L=128 and
+    d=16384.
 
     On an H100 in bf16 both launches of `connect` together take 10.3 µs at L=32, K=16, d=4096, 25.7 at L=80, d=8192 and
     60.4 at L=128, d=16384. One row per program, which read W once for each row, took 15.4, 57.2 and 169.8.
@@ -87,7 +88,8 @@ def bank_config(
     while blocks(width, 2 * block_width) >= FEW_PROGRAMS:
         block_width *= 2
     block_width = min(block_width, power_of_two(width))
-    elements = TILE // 2 if per_layer else _most_elements(element_size)
+    most = _most_elements(element_size) if element_size <= 2 else TILE
+    elements = TILE // 2 if per_layer else most
     block_rows = 1 if per_layer else min(power_of_two(rows), 16)
     block_layers = min(power_of_two(layers), max(elements // (block_rows * block_width), 1))
     return BankConfig(

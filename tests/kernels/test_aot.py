@@ -7,8 +7,8 @@ import torch
 from kernel_harness import HAS_TRITON, INTERPRETED
 
 from cc_kernels.aot.__main__ import main
-from cc_kernels.aot.compiling import compile_for, sass, specialize
-from cc_kernels.aot.shapes import MODELS
+from cc_kernels.aot.compiling import compile_for, inspect, sass, specialize
+from cc_kernels.aot.shapes import LARGEST, MODELS
 from cc_kernels.aot.targets import TARGETS
 from cc_kernels.aot.variants import DTYPES, OPS, compile_all, variants
 
@@ -54,6 +54,14 @@ def test_compiles_without_spills(op, target):
         assert all(report.wide_loads >= 4 * report.narrow_loads for report in reports)  # narrow: a small tile of rows
     else:  # so are those of activations; indices and single numbers are narrow
         assert all(report.wide_loads > 0 for report in reports if report.kernel != "choose_fwd_kernel")
+
+
+def test_the_largest_bank_in_fp32_does_not_spill():
+    """Its tile is half of that in 16 bits: of the same bytes it spilled on sm_100."""
+    recorded = variants(("connect",), (LARGEST,), (torch.float32,), batches=(16,))
+    launches = [launch for _, _, launch in recorded if launch.kernel.fn.__name__ == "_partial_logits_fwd_kernel"]
+    assert launches
+    assert all(inspect(launch, torch.float32, TARGETS["sm_100"]).problems == () for launch in launches)
 
 
 def first_variant(op, name):
