@@ -62,9 +62,7 @@ class PatchedFeedForward:
         slot = self.cc_slot
         # Not in compiled layers: a graph of its own for the last of them, in each mode, exceeds the recompile limit.
         if not torch.compiler.is_compiling() and layer_pass.narrow and slot is layer_pass.slots[-1]:
-            hidden, *others = (*args, *kwargs.values())
-            if not others:
-                return layer_pass.narrowed(slot, block, hidden)
+            return layer_pass.narrowed(slot, block, args[0] if args else kwargs["x"])
         output = block(*args, **kwargs)
         return layer_pass.feed_forward(slot, output, owned=slot.injects and self._cc_owns_output())
 

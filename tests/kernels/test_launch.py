@@ -1,5 +1,8 @@
 """Which way a launch and a call take: the compiled kernel again, Triton, the dispatcher."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from kernel_harness import BACKEND, DEVICE, HAS_TRITON, INTERPRETED, needs_triton, randn
@@ -80,6 +83,16 @@ def test_arguments_in_another_order_are_always_launched_by_name(direct):
     for _ in range(2):
         run(kernel, x, swapped=True)
     assert kernel.asked == 2
+
+
+def test_a_kernel_is_kept_as_long_as_its_entry(direct):
+    """Entries go by the kernel's id, which another kernel could get once the first one is gone."""
+    kernel = Kernel()
+    gone = weakref.ref(kernel)
+    run(kernel, torch.zeros(8))
+    del kernel
+    gc.collect()
+    assert gone() is not None
 
 
 def test_number_of_kept_kernels_is_bounded(direct, monkeypatch):

@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from cc_model import CCConfig
+from cc_model.narrowing import narrow_obstacle
 
 STEPS = 3
 RATE = 0.1
@@ -169,3 +170,8 @@ def assert_same_training(ranks: list[dict[str, Any]], expected: dict[str, Any], 
     for name, weight in ranks[0]["weights"].items():
         assert torch.equal(weight, ranks[1]["weights"][name]), name
     assert expected["losses"][0] != expected["losses"][-1], "it trains"
+
+
+def fsdp_narrow_obstacle() -> str | None:
+    """Why the last layer of a sharded model runs on all tokens, if it does."""
+    return narrow_obstacle(sharded(pair()[1]).model)

@@ -38,3 +38,8 @@ def test_accelerator(two_processes, pivot_grad, activation_checkpointing):
     options = {"activation_checkpointing": activation_checkpointing, "use_cache": False, "pivot_grad": pivot_grad}
     ranks = two_processes.run(steps.accelerate_fsdp, **options)
     assert_same_training(ranks, steps.one_process(pivot_grad=pivot_grad))
+
+
+def test_the_last_layer_is_narrow(two_processes):
+    """FSDP2's own hooks and sharded weights are no obstacle to it, as those of others are."""
+    assert two_processes.run(steps.fsdp_narrow_obstacle) == [None, None]

@@ -177,6 +177,11 @@ def test_obstacles_of_weights():
     assert "different dtypes or shapes" in obstacle(gate, nn.Linear(4, 6, bias=False, dtype=torch.float16))
     assert "different devices" in obstacle(gate, nn.Linear(4, 6, bias=False, device="meta"))
 
+    biased = nn.Linear(4, 6, bias=False)
+    del biased.bias
+    biased.bias = torch.ones(6)  # a plain attribute, which the module's forward adds all the same
+    assert "has a bias" in obstacle(gate, biased)
+
     class Packed(torch.Tensor):
         pass
 
