@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import ROOT
-from benchmarks.tables import Table, fit_table, kernel_tables, profile_tables, suite_tables, train_run_table
+from benchmarks.measure.record import ROOT
+from benchmarks.show.tables import Table, fit_table, kernel_tables, profile_tables, suite_tables, train_run_table
 from cc_model.files import write_text
 
 DOCUMENTS = (ROOT / "docs" / "benchmarks.md",)

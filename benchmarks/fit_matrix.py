@@ -23,8 +23,8 @@ from torch import Tensor
 
 from benchmarks.baselines import make_modes
 from benchmarks.baselines.hooks import Hooks
-from benchmarks.models import NAMES, build
-from benchmarks.record import ROOT, facts, save, synchronize
+from benchmarks.measure.models import NAMES, build
+from benchmarks.measure.record import ROOT, facts, save, synchronize
 from cc_model import fit_transform_matrix, patch_model
 
 METHODS = ("streaming", "stacking")

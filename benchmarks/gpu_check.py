@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import Case, measure
-from benchmarks.record import facts
-from benchmarks.timing import copy_bandwidth
+from benchmarks.measure.record import facts
+from benchmarks.measure.timing import copy_bandwidth
+from benchmarks.ops.cases import Case, measure
 
 ROOT = Path(__file__).parents[1]
 OPS = ("connect", "transform_rows", "gate_up_swiglu", "swiglu", "capture_rows", "add_rows", "gate_up_matmul")
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
         print({name: value for name, value in tests.items() if name != "tail"}, flush=True)
     bandwidth = check.section("copy", lambda: copy_bandwidth(device, 2**16 if arguments.smoke else 2**30))
     for op in arguments.ops:
-        cases = import_module(f"benchmarks.{op}").cases(device, dtype, arguments.smoke)
+        cases = import_module(f"benchmarks.ops.{op}").cases(device, dtype, arguments.smoke)
         check.section(op, partial(check.measure, cases, device, bandwidth))
     return int(_failed(check.sections))
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.record import ROOT, facts, save
+from benchmarks.measure.record import ROOT, facts, save
 
 FEWEST_SECONDS = 25  # less is not enough to start a part
 

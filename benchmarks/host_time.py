@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.record import facts, save
+from benchmarks.measure.record import facts, save
 from cc_kernels import (
     add_rows,
     backend,

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 
 from benchmarks.baselines import MODES, Batch, Mode, make_modes, random_batch
-from benchmarks.models import NAMES, build
-from benchmarks.profile_inference import first_token_curve, profile_generation
-from benchmarks.profile_training import OPTIMIZERS, profile_training
-from benchmarks.record import facts, save
-from benchmarks.terminal import show
+from benchmarks.measure.models import NAMES, build
+from benchmarks.measure.record import facts, save
+from benchmarks.profile.inference import first_token_curve, profile_generation
+from benchmarks.profile.training import OPTIMIZERS, profile_training
+from benchmarks.show.terminal import show
 
 SECTIONS = ("train", "infer", "curve", "static")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -224,7 +224,7 @@ def main(argv: list[str] | None = None) -> int:
         save(arguments.out, profile.record)
     show(profile.record)
     if arguments.plots is not None:
-        from benchmarks.plots import plot_profile
+        from benchmarks.show.plots import plot_profile
 
         say(f"plots: {', '.join(map(str, plot_profile(profile.record, arguments.plots)))}")
     return int(failed > 0)

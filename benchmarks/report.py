@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.plots import fit_plot, loss_plot, plot_profile
-from benchmarks.tables import (
+from benchmarks.show.plots import fit_plot, loss_plot, plot_profile
+from benchmarks.show.tables import (
     Table,
     failures,
     fit_table,

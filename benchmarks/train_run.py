@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.counting import peak_bytes
-from benchmarks.interleaved import ratios, spread
-from benchmarks.models import NAMES, build
-from benchmarks.record import facts, save, synchronize
+from benchmarks.measure.counting import peak_bytes
+from benchmarks.measure.interleaved import ratios, spread
+from benchmarks.measure.models import NAMES, build
+from benchmarks.measure.record import facts, save, synchronize
 from cc_kernels import use_backend
 from cc_model import patch_model
 

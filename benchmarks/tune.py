@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.cases import Case, disagreement
-from benchmarks.timing import copies_for, device_time
+from benchmarks.measure.timing import copies_for, device_time
+from benchmarks.ops.cases import Case, disagreement
 from cc_kernels.launch import blocks
-from cc_kernels.ops.decision_config import TILE_BYTES
+from cc_kernels.ops.decision.config import TILE_BYTES
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,8 @@ KNOBS = (
     Knob("add_rows", "row_config", ("add_rows",), _blocks_and_warps),
     Knob("transform_rows", "transform_rows_config", ("transform_rows",), _matrix_tiles),
     Knob("gate_up_swiglu", "gate_up_config", ("gate_up_swiglu",), _matrix_tiles),
-    Knob("connect", "bank_config", ("decision_forward",), _bank),
-    Knob("connect", "mix_config", ("decision_backward",), _mix),
+    Knob("connect", "bank_config", ("decision.forward",), _bank),
+    Knob("connect", "mix_config", ("decision.backward",), _mix),
 )
 
 
@@ -160,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
     table: list[dict[str, Any]] = []
     started = time.monotonic()
     for knob in (knob for knob in KNOBS if knob.function in arguments.knobs):
-        for case in import_module(f"benchmarks.{knob.benchmark}").cases(device, torch.bfloat16, False):
+        for case in import_module(f"benchmarks.ops.{knob.benchmark}").cases(device, torch.bfloat16, False):
             if "cc_kernels" not in case.implementations or time.monotonic() - started > arguments.seconds:
                 continue
             rows = tune(knob, case, device)

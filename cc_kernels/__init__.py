@@ -5,16 +5,13 @@ implementation. `use_backend` chooses between it and the Triton kernels.
 """
 
 from cc_kernels.backend import use_backend
-from cc_kernels.ops import (
-    add_rows,
-    capture_rows,
-    capture_rows_through,
-    connect,
-    decide,
-    gate_up_swiglu,
-    swiglu,
-    transform_rows,
-)
+from cc_kernels.ops.add_rows import add_rows
+from cc_kernels.ops.capture_rows import capture_rows, capture_rows_through
+from cc_kernels.ops.connect import connect
+from cc_kernels.ops.decide import decide
+from cc_kernels.ops.gate_up_swiglu import gate_up_swiglu
+from cc_kernels.ops.swiglu import swiglu
+from cc_kernels.ops.transform_rows import transform_rows
 
 __version__ = "0.1.0"
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers.generation.configuration_utils import GenerationMode
 
 from cc_model.compat import cache_of
+from cc_model.forward.passes import active
 from cc_model.generation_state import GenerationState, current_generation
-from cc_model.passes import active
 
 logger = logging.getLogger("cc_model")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cc_model.passes import active
+from cc_model.forward.passes import active
 
 
 class GenerationState:

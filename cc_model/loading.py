@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import cached_file
 
-from cc_model.classes import patched_class
 from cc_model.config import CCConfig
-from cc_model.patch import patch_model
+from cc_model.patching.classes import patched_class
+from cc_model.patching.patch import patch_model
 from cc_model.saving import CONFIG_FILE, PREFIX
 
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder", "proxies")

@@ -10,11 +10,11 @@ from torch import nn
 
 from cc_kernels.backend import triton_serves
 from cc_kernels.ops.gate_up_swiglu import MOST_ROWS
-from cc_model.classes import is_patched
-from cc_model.narrowing import narrow_obstacle
-from cc_model.patch import fallback_reason, unwrap
+from cc_model.fast_paths.few_tokens import OP, obstacle
+from cc_model.fast_paths.last_layer import narrow_obstacle
+from cc_model.patching.classes import is_patched
+from cc_model.patching.patch import fallback_reason, unwrap
 from cc_model.specs import ModelSpec, layers_of, spec_of
-from cc_model.streaming import OP, obstacle
 
 
 @dataclass(frozen=True)

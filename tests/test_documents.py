@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from word_tokenizers import ROW, make_tokenizer
 
 from cc_model import CCConfig, patch_model
-from cc_model.simulated_call import SimulatedCall
+from cc_model.forward.simulated_call import SimulatedCall
 from cc_model.specs import SPECS, ModelSpec
 from cc_model.testing import random_matrix, tiny_model
 

@@ -20,9 +20,9 @@ from rich.console import Console
 from tqdm.auto import tqdm
 
 from cc_model.files import write_text
-from train.arguments import option, parse
+from train.common.arguments import option, parse
+from train.common.models import load_options, load_trained, set_end_of_turn
 from train.evaluation.benchmarks import BENCHMARKS, chosen
-from train.models import load_options, load_trained, set_end_of_turn
 
 DESCRIPTION = (
     "Evaluate a model that train.sft trained and train.fit_transform fitted, per language, in two modes: connected, "

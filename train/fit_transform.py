@@ -20,12 +20,12 @@ from rich.console import Console
 from rich.table import Table
 
 from cc_model import fit_transform_matrix
-from cc_model.collator import ParallelCollator
+from cc_model.data.collator import ParallelCollator
+from cc_model.data.prompt_batches import prompt_batches
 from cc_model.files import write_text
-from train.arguments import DataArguments, option, parse
-from train.batches import prompt_batches
-from train.load_data import choose_pairs, load_rows
-from train.models import best_device, load_options, load_trained, save_options
+from train.common.arguments import DataArguments, option, parse
+from train.common.models import best_device, load_options, load_trained, save_options
+from train.common.rows import choose_pairs, load_rows
 
 DESCRIPTION = (
     "Fit the Transform Matrix of a model that train.sft trained with --method cc: it maps what the model computes for "

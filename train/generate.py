@@ -19,12 +19,12 @@ from rich.text import Text
 from transformers import set_seed
 
 from cc_model import connection_disabled
-from cc_model.collator import ParallelCollator
+from cc_model.data.collator import ParallelCollator
 from cc_model.files import write_text
-from train.answers import generate_answers
-from train.arguments import option, parse
-from train.load_data import has_pivot
-from train.models import load_trained
+from train.common.answers import generate_answers
+from train.common.arguments import option, parse
+from train.common.models import load_trained
+from train.common.rows import has_pivot
 
 DESCRIPTION = (
     "Answer prompts with a model that train.sft trained. With a Transform Matrix (python -m train.fit_transform) the "

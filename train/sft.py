@@ -23,14 +23,14 @@ from tqdm.auto import tqdm
 from transformers import TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from cc_model.collator import ParallelCollator
+from cc_model.data.collator import ParallelCollator
 from cc_model.files import write_text
-from train.arguments import CollatorArguments, DataArguments, ModelArguments, SftArguments, parse
-from train.checkpoints import last_complete_checkpoint
-from train.load_data import choose_pairs, count_pivots, load_rows
-from train.models import load_for_training, save_options, set_end_of_turn
+from cc_model.integrations.trainer import CCTrainer, PlainCollator, use_rich_progress
+from train.common.arguments import CollatorArguments, DataArguments, ModelArguments, SftArguments, parse
+from train.common.checkpoints import last_complete_checkpoint
+from train.common.models import load_for_training, save_options, set_end_of_turn
+from train.common.rows import choose_pairs, count_pivots, load_rows
 from train.simulated import SimulatedTraining
-from train.trainer import CCTrainer, PlainCollator, use_rich_progress
 
 DESCRIPTION = (
     "Fine-tune a causal language model on questions and answers, with the cross-lingual connection (--method cc) or "

@@ -16,9 +16,9 @@ from typing import Any
 from transformers import TrainerCallback
 
 from cc_model import fit_transform_matrix
-from cc_model.collator import ParallelCollator
-from cc_model.connection import connection_of
-from train.batches import prompt_batches
+from cc_model.connection.state import connection_of
+from cc_model.data.collator import ParallelCollator
+from cc_model.data.prompt_batches import prompt_batches
 
 
 class SimulatedTraining(TrainerCallback):

@@ -13,7 +13,7 @@ from benchmarks.baselines.hooks import Hooks
 from benchmarks.baselines.interventions import NNsight
 from benchmarks.baselines.ours import Ours
 from benchmarks.baselines.published import Published
-from benchmarks.models import twin
+from benchmarks.measure.models import twin
 
 MODES: tuple[type[Mode], ...] = (
     Vanilla,
@@ -32,7 +32,7 @@ def make_modes(wanted: list[type[Mode]], model: Any, pivot_grad: bool = False, s
     """The wanted modes that are available, on twins of `model`: one set of weights, Decision Maker and matrix for all.
 
     Example:
-        >>> from benchmarks.models import build
+        >>> from benchmarks.measure.models import build
         >>> model = build("tiny", torch.device("cpu"), torch.float32, layers=2)
         >>> [mode.name for mode in make_modes([Vanilla, Ours], model)]
         ['vanilla', 'ours']

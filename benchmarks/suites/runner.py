@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.cases import Case, disagreement
-from benchmarks.models import NAMES, shape_of
-from benchmarks.record import facts, synchronize
-from benchmarks.timing import copies_for, copy_bandwidth, device_time
+from benchmarks.measure.models import NAMES, shape_of
+from benchmarks.measure.record import facts, synchronize
+from benchmarks.measure.timing import copies_for, copy_bandwidth, device_time
+from benchmarks.ops.cases import Case, disagreement
 from cc_kernels.aot.shapes import ModelShape
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")

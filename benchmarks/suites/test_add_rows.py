@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.add_rows import model_cases
+from benchmarks.ops.add_rows import model_cases
 from benchmarks.suites.runner import Entry, entries, run
 
 

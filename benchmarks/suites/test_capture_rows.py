@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.capture_rows import model_cases
+from benchmarks.ops.capture_rows import model_cases
 from benchmarks.suites.runner import Entry, entries, run
 
 

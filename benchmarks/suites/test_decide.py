@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.decide import model_cases
+from benchmarks.ops.decide import model_cases
 from benchmarks.suites.runner import Entry, entries, run
 
 

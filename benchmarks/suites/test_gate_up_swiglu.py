@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gate_up_swiglu import model_cases
+from benchmarks.ops.gate_up_swiglu import model_cases
 from benchmarks.suites.runner import Entry, entries, run
 
 

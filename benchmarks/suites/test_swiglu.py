@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.ops.swiglu import model_cases
 from benchmarks.suites.runner import Entry, entries, run
-from benchmarks.swiglu import model_cases
 
 
 @pytest.mark.parametrize("entry", entries(model_cases))

@@ -24,7 +24,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 def _op_module(op: str) -> Any:
-    return import_module(f"cc_kernels.ops.{op}")  # the package attribute of that name is the function
+    return import_module(f"cc_kernels.ops.{op}")
 
 
 def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -59,7 +59,7 @@ def _add_rows(model: ModelShape, dtype: torch.dtype, batches: tuple[int, ...]) -
 
 def _decision(model: ModelShape, dtype: torch.dtype, batches: tuple[int, ...]) -> None:
     """`decide` and `connect`: training with noise, inference with a folded matrix, and the backward of both."""
-    forward, backward = _op_module("decision_forward").forward, _op_module("decision_backward").backward
+    forward, backward = _op_module("decision.forward").forward, _op_module("decision.backward").backward
     layers, width = model.layers, model.hidden
     weight = _empty(layers, width, dtype=dtype)
     folded = _empty(width, layers, dtype=torch.float32), _empty(layers, width, layers, dtype=torch.float32)

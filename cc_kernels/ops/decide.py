@@ -16,6 +16,7 @@ from torch import Tensor
 from cc_kernels import reference
 from cc_kernels.backend import choose
 from cc_kernels.checks import check_device, check_float, check_same, check_shape
+from cc_kernels.ops.decision import operator  # noqa: F401  (registers the Triton implementation of decide and connect)
 
 
 def check_decision(

@@ -14,7 +14,7 @@ from cc_kernels.backend import choose, register_triton
 from cc_kernels.checks import check_float, check_inference, check_same, check_shape
 from cc_kernels.launch import HAS_TRITON, arithmetic_dtype, blocks, jit, launch, tl, unit_stride, warp_size
 from cc_kernels.library import define
-from cc_kernels.ops.matrix_config import gate_up_config
+from cc_kernels.ops.stream_config import gate_up_config
 
 # Rows up to which a call runs the kernel. On an H100, I=14336, d=4096, bf16, graph replay: 85.1 µs for 1 row, 85.7 for
 # 16, 90.7 for 32 and 91.0 for 64, beside 89.4, 91.2, 93.8 and 96.5 of one concatenated matmul and `swiglu`. With more

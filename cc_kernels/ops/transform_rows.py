@@ -16,7 +16,7 @@ from cc_kernels.backend import choose, register_triton
 from cc_kernels.checks import check_float, check_inference, check_rows, check_same, check_shape
 from cc_kernels.launch import HAS_TRITON, arithmetic_dtype, blocks, jit, launch, tl, unit_stride, warp_size
 from cc_kernels.library import define
-from cc_kernels.ops.matrix_config import MOST_BLOCK_ROWS, transform_rows_config
+from cc_kernels.ops.stream_config import MOST_BLOCK_ROWS, transform_rows_config
 
 MOST_ROWS = MOST_BLOCK_ROWS  # of a call that the kernel is for: with more, M is read again and a library matmul wins
 

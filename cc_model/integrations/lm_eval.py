@@ -20,9 +20,9 @@ from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
 import cc_model
-from cc_model.connection import connection_disabled
-from cc_model.encoding import Encoder
-from cc_model.positions_published import detect_template, published_position
+from cc_model.connection.state import connection_disabled
+from cc_model.data.encoding import Encoder
+from cc_model.data.published_positions import detect_template, published_position
 from cc_model.scoring import ChoiceScore, score_choices
 
 logger = logging.getLogger("cc_model")

@@ -20,8 +20,8 @@ from typing import Any
 
 from torch import nn
 
-from cc_model.adapters import MODULE, OPTIONS, unpack_options
-from cc_model.patch import patch_model
+from cc_model.connection.adapters import MODULE, OPTIONS, unpack_options
+from cc_model.patching.patch import patch_model
 
 
 def load_adapter(base: nn.Module, directory: str | os.PathLike[str], **peft_kwargs: Any) -> Any:

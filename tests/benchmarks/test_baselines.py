@@ -9,7 +9,7 @@ from benchmarks.baselines import MODES, compiled, make_modes, random_batch
 from benchmarks.baselines.hooks import Hooks
 from benchmarks.baselines.ours import Ours
 from benchmarks.baselines.published import Published, positions
-from benchmarks.models import NAMES, build, shape_of, twin
+from benchmarks.measure.models import NAMES, build, shape_of, twin
 from cc_kernels.aot.shapes import MODELS
 
 LAYERS, ROWS = 3, 3

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from benchmarks.document import DOCUMENTS, filled, main
-from benchmarks.record import ROOT
+from benchmarks.measure.record import ROOT
 
 FIT = {
     "kind": "fit_matrix",

@@ -10,8 +10,8 @@ from benchmarks.baselines.base import TwoForwards, Vanilla
 from benchmarks.baselines.hooks import Hooks
 from benchmarks.baselines.ours import Ours
 from benchmarks.baselines.published import Published
-from benchmarks.counting import count_ops, peak_bytes
-from benchmarks.models import build
+from benchmarks.measure.counting import count_ops, peak_bytes
+from benchmarks.measure.models import build
 
 CPU = torch.device("cpu")
 LAYERS, ROWS, PROMPT, ANSWER, PIVOT = 32, 16, 24, 8, 20

@@ -14,21 +14,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import benchmarks
-from benchmarks import profile_training
 from benchmarks.baselines import make_modes, random_batch
 from benchmarks.baselines.base import Vanilla
 from benchmarks.baselines.hooks import Hooks
 from benchmarks.baselines.ours import Ours
-from benchmarks.cases import backward_only
-from benchmarks.counting import count_launches, count_ops
-from benchmarks.flops import body_flops, capture_flops, head_flops, prefill_ratio, training_ratio
-from benchmarks.interleaved import FEWEST_ROUNDS, rounds_of
-from benchmarks.models import build
+from benchmarks.measure.counting import count_launches, count_ops
+from benchmarks.measure.flops import body_flops, capture_flops, head_flops, prefill_ratio, training_ratio
+from benchmarks.measure.interleaved import FEWEST_ROUNDS, rounds_of
+from benchmarks.measure.models import build
+from benchmarks.ops.cases import backward_only
+from benchmarks.profile import training as profile_training
 from cc_model import patch_model
-from cc_model.bank import captured_bank
+from cc_model.forward.bank import captured_bank
 
 CPU = torch.device("cpu")
-OPTIONAL = {"benchmarks.plots", "benchmarks.report"}  # need matplotlib
+OPTIONAL = {"benchmarks.show.plots", "benchmarks.report"}  # need matplotlib
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(benchmarks.__path__, "benchmarks.")

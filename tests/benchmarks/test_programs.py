@@ -11,7 +11,7 @@ import torch
 from benchmarks import fit_matrix, gpu_profile, profile_fusion, train_run
 from benchmarks.baselines import MODES
 from benchmarks.baselines.interventions import NNsight
-from benchmarks.tables import failures
+from benchmarks.show.tables import failures
 
 SMALL = ["--model", "tiny", "--layers", "2", "--prompt", "12", "--answer", "4"]
 PROFILE = [*SMALL, "--pivot", "8", "--batch", "2", "--rounds", "3", "--new-tokens", "3", "--lengths", "6,9"]
@@ -51,9 +51,9 @@ def test_profile(profile):
 
 def test_tables_and_plots(profile, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    from benchmarks.plots import plot_profile
-    from benchmarks.tables import profile_tables
-    from benchmarks.terminal import show
+    from benchmarks.show.plots import plot_profile
+    from benchmarks.show.tables import profile_tables
+    from benchmarks.show.terminal import show
 
     record, _ = profile
     assert len(list(profile_tables(record))) == 4

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from benchmarks import report
-from benchmarks.tables import Table
+from benchmarks.show.tables import Table
 
 SPREAD = {"median": 2.0, "low": 1.0, "high": 3.0, "min": 1.0, "samples": 3}
 FACTS = {"device": "a CPU", "torch": "2.13", "triton": None, "transformers": "5.24", "commit": "abc1234567"}

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import cases
-from benchmarks.cases import Case
-from benchmarks.models import NAMES, shape_of
+import cc_kernels
+from benchmarks.measure.models import NAMES, shape_of
+from benchmarks.ops import cases
+from benchmarks.ops.cases import Case
 from benchmarks.suites import runner
-from cc_kernels import ops
 from cc_kernels.aot.floors import Cost
 
 ROOT = Path(__file__).parents[2]
-OPS = sorted(name for name in ops.__all__ if name != "capture_rows_through")
+OPS = sorted(name for name in cc_kernels.__all__ if name not in ("capture_rows_through", "use_backend"))
 CPU = torch.device("cpu")
 
 
@@ -34,7 +34,9 @@ def test_every_registered_model_has_cases(op):
     """Forward for all, backward and both for those that are differentiable; made without a tensor of that size."""
     inference = op in ("transform_rows", "gate_up_swiglu")
     for name in NAMES:
-        made = [case.name for case in import_module(f"benchmarks.{op}").model_cases(shape_of(name), CPU, torch.float32)]
+        made = [
+            case.name for case in import_module(f"benchmarks.ops.{op}").model_cases(shape_of(name), CPU, torch.float32)
+        ]
         assert len(set(made)) == len(made)
         for direction in () if inference else (" backward", "forward+backward"):
             assert any(direction in case for case in made), (op, name, direction)
@@ -102,7 +104,7 @@ def test_entries_are_named(monkeypatch):
 @pytest.mark.parametrize("op", OPS)
 def test_baselines_agree(op, monkeypatch):
     """All implementations of the smallest model, uncompiled."""
-    module = import_module(f"benchmarks.{op}")
+    module = import_module(f"benchmarks.ops.{op}")
     monkeypatch.setattr(module, "compiled", lambda call: call)
     for case in module.model_cases(shape_of("tiny"), CPU, torch.float32):
         expected = case.reference(*case.inputs(0))

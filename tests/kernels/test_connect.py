@@ -14,7 +14,7 @@ from kernel_harness import (
 
 from cc_kernels import connect, reference, use_backend
 from cc_kernels.launch import record_launches
-from cc_kernels.ops import decision_config
+from cc_kernels.ops.decision import config as decision_config
 
 HARD = pytest.mark.parametrize("hard", [True, False], ids=["hard", "soft"])
 FOLD = pytest.mark.parametrize("per_layer", [False, True], ids=["one matrix", "matrix per layer"])
@@ -205,7 +205,8 @@ def test_opcheck(hard):
 
 @needs_triton
 def test_numbers_of_launches():
-    from cc_kernels.ops import decision_backward, decision_forward
+    from cc_kernels.ops.decision import backward as decision_backward
+    from cc_kernels.ops.decision import forward as decision_forward
 
     bank, embeds, weight, noise = (x.detach() for x in inputs(4, 2, 20))
     with record_launches(warp_size=32) as forward:

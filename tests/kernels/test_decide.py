@@ -6,7 +6,7 @@ from kernel_harness import BACKEND, DTYPES, check_compiled, check_op, layouts, n
 from cc_kernels import connect, decide, reference, use_backend
 from cc_kernels.aot.shapes import LARGEST, MODELS
 from cc_kernels.launch import power_of_two, record_launches
-from cc_kernels.ops.decision_config import (
+from cc_kernels.ops.decision.config import (
     MOST_ELEMENTS,
     TILE,
     TILE_BYTES,
@@ -94,7 +94,8 @@ def test_opcheck(hard):
 
 @needs_triton
 def test_numbers_of_launches():
-    from cc_kernels.ops import decision_backward, decision_forward
+    from cc_kernels.ops.decision import backward as decision_backward
+    from cc_kernels.ops.decision import forward as decision_forward
 
     bank, embeds, weight, noise = (x.detach() for x in inputs(4, 2, 20))
     with record_launches(warp_size=32) as forward:

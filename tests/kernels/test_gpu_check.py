@@ -7,8 +7,10 @@ import pytest
 import torch
 from kernel_harness import DEVICE, INTERPRETED, needs_triton
 
-from benchmarks import cases, connect, gate_up_swiglu, gpu_check, swiglu, timing, tune
-from benchmarks.cases import Case, measure
+from benchmarks import gpu_check, tune
+from benchmarks.measure import timing
+from benchmarks.ops import cases, connect, gate_up_swiglu, swiglu
+from benchmarks.ops.cases import Case, measure
 from cc_kernels import use_backend
 from cc_kernels.aot.floors import Cost
 
@@ -17,7 +19,7 @@ from cc_kernels.aot.floors import Cost
 def test_smoke(tmp_path, monkeypatch):
     monkeypatch.setattr(cases, "compiled", lambda op: op)
     for op in gpu_check.OPS:
-        module = import_module(f"benchmarks.{op}")
+        module = import_module(f"benchmarks.ops.{op}")
         if hasattr(module, "compiled"):
             monkeypatch.setattr(module, "compiled", lambda op: op)  # compiling takes half a minute on a CPU
     assert gpu_check.main(["--out", str(tmp_path), "--smoke"]) == 0

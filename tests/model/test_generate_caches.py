@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from cc_model import connection_disabled
 from cc_model.compat import CACHE
-from cc_model.rollback import rollback_obstacle
+from cc_model.fast_paths.rollback import rollback_obstacle
 
 
 def test_without_cache():

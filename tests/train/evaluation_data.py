@@ -10,8 +10,8 @@ import torch
 
 from cc_model import patch_model
 from cc_model.testing import random_matrix
+from train.common.models import new_model, new_tokenizer, save_options
 from train.evaluation.benchmarks import BENCHMARKS, prompts
-from train.models import new_model, new_tokenizer, save_options
 
 WORDS = {
     **{"ar": "مدينة كبيرة", "bn": "বড় শহর", "de": "große Stadt", "el": "μεγάλη πόλη", "en": "large city"},

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from train.arguments import CollatorArguments, DataArguments, ModelArguments, SftArguments, parse
-from train.chat_templates import CHAT_TEMPLATES
+from train.common.arguments import CollatorArguments, DataArguments, ModelArguments, SftArguments, parse
+from train.common.chat_templates import CHAT_TEMPLATES
 
 FILES = sorted((Path(__file__).parents[2] / "train" / "configs").glob("*.yaml"))
 CONFIGS = [path for path in FILES if not path.stem.startswith("experiment")]  # those: test_experiment.py

@@ -6,8 +6,8 @@ import re
 import pytest
 from PIL import Image
 
-from train.demo import FAST, main, parse_demo
-from train.demo_report import NAMES, compare, render
+from train.demo.__main__ import FAST, main, parse_demo
+from train.demo.report import NAMES, compare, render
 
 
 @pytest.fixture(scope="module")

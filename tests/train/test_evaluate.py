@@ -14,13 +14,13 @@ from PIL import Image
 from rich.console import Console
 
 from cc_model import connection_disabled
-from train.answers import generate_answers
+from train.common.answers import generate_answers
+from train.common.models import load_trained
 from train.evaluate import EvaluateArguments, main, run_evaluate
 from train.evaluation.benchmarks import BENCHMARKS, languages_of, prompts
 from train.evaluation.runs import Runs
 from train.evaluation.scorers import exact_match, f1, rouge_l
 from train.evaluation.summary import summarise
-from train.models import load_trained
 
 SAMPLE = Path(__file__).parents[3] / "shared" / "eval_sample"
 MODES = ("vanilla", "connected")

@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console
 
 from cc_model import fit_transform_matrix
-from train.batches import prompt_batches
+from cc_model.data.prompt_batches import prompt_batches
 from train.experiment import job as jobs
 from train.experiment.__main__ import main
 from train.experiment.data import load, prepare

@@ -7,12 +7,12 @@ import torch
 from rich.console import Console
 
 from cc_model import connection_disabled, from_pretrained
-from train.answers import generate_answers
+from train.common.answers import generate_answers
+from train.common.models import load_trained
 from train.fit_transform import REPORT_FILE
 from train.fit_transform import main as fit
 from train.generate import GenerateArguments, run_generate
 from train.generate import main as generate
-from train.models import load_trained
 from train.sft import main as sft
 
 SCRATCH = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}

@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from train.arguments import DataArguments
+from train.common.arguments import DataArguments
+from train.common.models import new_model, new_tokenizer
+from train.common.rows import load_rows
 from train.fit_transform import main as fit
-from train.load_data import load_rows
-from train.models import new_model, new_tokenizer
 from train.sft import main as sft
 
 ROOT = Path(__file__).parents[2]

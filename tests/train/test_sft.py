@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from cc_model import from_pretrained
-from cc_model.collator import ParallelCollator
+from cc_model.data.collator import ParallelCollator
+from cc_model.integrations.trainer import ROWS, histogram
+from train.common.models import load_trained
 from train.data import build_rows
-from train.models import load_trained
 from train.sft import main
-from train.trainer import ROWS, histogram
 
 SCRATCH = {
     "model_type": "llama",
@@ -222,7 +222,7 @@ def test_help_names_what_a_newcomer_needs(capsys):
 
 
 def test_recipe_is_the_default():
-    from train.arguments import CollatorArguments, SftArguments
+    from train.common.arguments import CollatorArguments, SftArguments
 
     options = SftArguments(use_cpu=True)
     assert (options.learning_rate, options.lr_scheduler_type, options.num_train_epochs) == (1e-5, "cosine", 3)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from cc_model import from_pretrained, patch_model
-from cc_model.collator import ParallelCollator
+from cc_model.data.collator import ParallelCollator
+from train.common.models import new_model, new_tokenizer
 from train.data import build_rows
-from train.models import new_model, new_tokenizer
 from train.sft import main as sft
 from train.simulated import SimulatedTraining
 

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from train.arguments import DataArguments
+from train.common.arguments import DataArguments
+from train.common.rows import load_rows
 from train.data.udhr import ARTICLES, FILE, LANGUAGES, build_rows, derive, main, paragraphs
-from train.load_data import load_rows
 
 # (language, place, beginning of the paragraph), checked by hand.
 KNOWN = [

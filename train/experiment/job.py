@@ -15,17 +15,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from cc_kernels import use_backend
 from cc_model import CCConfig, connection_disabled, fit_transform_matrix, patch_model
-from cc_model.bank import captured_bank
-from cc_model.collator import ParallelCollator
-from cc_model.connection import mapped_bank
-from train.answers import generate_answers, is_correct
-from train.arguments import SftArguments
-from train.batches import prompt_batches
+from cc_model.connection.state import mapped_bank
+from cc_model.data.collator import ParallelCollator
+from cc_model.data.prompt_batches import prompt_batches
+from cc_model.forward.bank import captured_bank
+from cc_model.integrations.trainer import PIVOT_KEYS, CCTrainer, PlainCollator, RichProgress, use_rich_progress
+from train.common.answers import generate_answers, is_correct
+from train.common.arguments import SftArguments
+from train.common.models import best_device, new_model, new_tokenizer, set_end_of_turn
 from train.experiment.data import Data, load
 from train.experiment.settings import VANILLA, Condition, Settings
-from train.models import best_device, new_model, new_tokenizer, set_end_of_turn
 from train.simulated import SimulatedTraining
-from train.trainer import PIVOT_KEYS, CCTrainer, PlainCollator, RichProgress, use_rich_progress
 
 IGNORE = -100
 

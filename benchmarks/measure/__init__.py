@@ -1,0 +1,1 @@
+"""The instruments: time, counts, FLOPs, records, models of measured shapes."""

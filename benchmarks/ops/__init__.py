@@ -1,0 +1,1 @@
+"""One file per op, with the op's name: its cases, each beside its baselines."""

@@ -1,0 +1,1 @@
+"""What `benchmarks.profile_fusion` measures."""

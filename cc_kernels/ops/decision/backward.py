@@ -1,0 +1,300 @@
+"""The backward kernels of `decide` and `connect`, and their launchers.
+
+With ∂u = ∂update, ∂w = ∂weights and y the softmax, straight-through or not:
+
+    ∂w[k,l] += ∂u[k] · V[l,k]                                    `_mix_bwd_kernel`, parts per block of columns
+    ∂z[k]    = y[k] (∂w[k] − Σ_l y[k,l] ∂w[k,l]) / τ             `_decision_bwd_kernel`, this and the next two
+    ∂e[k]    = ∂z[k] W
+    ∂V[l,k]  = ∂e[k] / L + w[k,l] ∂u[k]
+    ∂W       = ∂zᵀ v, v = mean_l V + e saved by the forward      `_weight_bwd_kernel`
+
+Bytes moved: the bank once, W and v once, and ∂V once where the bank requires a gradient. A folded `bank_weight` serves
+inference; its gradients are plain matmuls.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cc_kernels.launch import arithmetic_dtype, blocks, jit, launch, tl, unit_stride, warp_size
+from cc_kernels.ops.decision.config import mix_config, output_config, weight_config
+from cc_kernels.ops.decision.parts import sum_parts
+from cc_kernels.reference import wide_dtype
+
+
+@jit()  # one step, the usual number, is specialised: no loop
+def _mix_bwd_kernel(
+    grad_update_ptr,
+    bank_ptr,
+    partial_ptr,
+    grad_update_stride,
+    bank_layer_stride,
+    bank_row_stride,
+    width,
+    steps,
+    ARITHMETIC: tl.constexpr,
+    LAYERS: tl.constexpr,
+    LAYER_BLOCKS: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK_LAYERS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+):
+    program = tl.program_id(0).to(tl.int64)
+    part = program % PARTS
+    k = program // (PARTS * LAYER_BLOCKS)
+    layers = (program // PARTS % LAYER_BLOCKS) * BLOCK_LAYERS + tl.arange(0, BLOCK_LAYERS)  # [BL]
+    row_at = bank_ptr + k * bank_row_stride + layers[:, None] * bank_layer_stride
+    products = tl.zeros((BLOCK_LAYERS, BLOCK_WIDTH), ARITHMETIC)
+    step = 0
+    while step < steps:
+        columns = (part * steps + step) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)  # [BD]
+        inside = columns < width
+        grad = tl.load(grad_update_ptr + k * grad_update_stride + columns, mask=inside, other=0.0).to(ARITHMETIC)
+        tile = tl.load(row_at + columns[None, :], mask=(layers < LAYERS)[:, None] & inside[None, :], other=0.0)
+        products += tile.to(ARITHMETIC) * grad[None, :]
+        step += 1
+    tl.store(partial_ptr + (k * PARTS + part) * LAYERS + layers, tl.sum(products, axis=1), mask=layers < LAYERS)
+
+
+@jit()
+def _decision_bwd_kernel(
+    partial_ptr,
+    grad_weights_ptr,
+    soft_ptr,
+    weights_ptr,
+    grad_update_ptr,
+    weight_ptr,
+    grad_logits_ptr,
+    grad_embeds_ptr,
+    grad_bank_ptr,
+    grad_weights_stride,
+    grad_update_stride,
+    weight_stride,
+    width,
+    rows,
+    temperature,
+    ARITHMETIC: tl.constexpr,
+    LAYERS: tl.constexpr,
+    PARTIALS: tl.constexpr,
+    WIDTH_BLOCKS: tl.constexpr,
+    STEPS: tl.constexpr,
+    BLOCK_LAYERS: tl.constexpr,  # all layers
+    BLOCK_PARTIALS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+):
+    program = tl.program_id(0).to(tl.int64)
+    k = program // WIDTH_BLOCKS
+    block = program % WIDTH_BLOCKS
+    layers = tl.arange(0, BLOCK_LAYERS)  # [BL]
+    real = layers < LAYERS
+    # W's first tile depends on nothing: it arrives while ∂z is worked out.
+    row = layers.to(tl.int64)[:, None]  # [BL, 1], of W and of the bank
+    columns = block * STEPS * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)  # [BD]
+    weight_at = weight_ptr + row * weight_stride
+    weight = tl.load(weight_at + columns[None, :], mask=real[:, None] & (columns < width)[None, :], other=0.0)
+
+    grad_weights = tl.zeros((BLOCK_LAYERS,), ARITHMETIC)
+    if partial_ptr is not None:
+        grad_weights += sum_parts(partial_ptr, k, ARITHMETIC, LAYERS, PARTIALS, BLOCK_LAYERS, BLOCK_PARTIALS)
+    if grad_weights_ptr is not None:
+        given_at = grad_weights_ptr + k * grad_weights_stride + layers
+        grad_weights += tl.load(given_at, mask=real, other=0.0).to(ARITHMETIC)
+    soft = tl.load(soft_ptr + k * LAYERS + layers, mask=real, other=0.0)
+    grad_logits = soft * (grad_weights - tl.sum(soft * grad_weights, axis=0)) / temperature
+    if block == 0:
+        tl.store(grad_logits_ptr + k * LAYERS + layers, grad_logits, mask=real)
+
+    for step in range(STEPS):
+        if step > 0:
+            columns += BLOCK_WIDTH
+            mask = real[:, None] & (columns < width)[None, :]
+            weight = tl.load(weight_at + columns[None, :], mask=mask, other=0.0)
+        inside = columns < width
+        mask = real[:, None] & inside[None, :]
+        grad_vector = tl.sum(weight.to(ARITHMETIC) * grad_logits[:, None], axis=0)  # [BD]
+        if grad_embeds_ptr is not None:
+            tl.store(grad_embeds_ptr + k * width + columns, grad_vector, mask=inside)
+        if grad_bank_ptr is not None:
+            grad_bank = (grad_vector / LAYERS)[None, :]
+            if grad_update_ptr is not None:  # a weight of 0 is chosen by where: 0 · inf is no zero
+                share = tl.load(weights_ptr + k * LAYERS + layers, mask=real, other=0.0)[:, None]
+                update_at = grad_update_ptr + k * grad_update_stride + columns
+                grad_update = tl.load(update_at, mask=inside, other=0.0).to(ARITHMETIC)[None, :]
+                grad_bank = grad_bank + tl.where(share != 0.0, share * grad_update, 0.0)
+            tl.store(grad_bank_ptr + (row * rows + k) * width + columns[None, :], grad_bank, mask=mask)
+
+
+@jit()
+def _weight_bwd_kernel(
+    grad_logits_ptr,
+    vector_ptr,
+    grad_weight_ptr,
+    vector_stride,
+    grad_weight_stride,
+    rows,
+    width,
+    ARITHMETIC: tl.constexpr,
+    LAYERS: tl.constexpr,
+    BLOCK_LAYERS: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+):
+    columns = tl.program_id(0).to(tl.int64) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)  # [BD]
+    layers = tl.program_id(1).to(tl.int64) * BLOCK_LAYERS + tl.arange(0, BLOCK_LAYERS)  # [BL]
+    real, inside = layers < LAYERS, columns < width
+    total = tl.zeros((BLOCK_LAYERS, BLOCK_WIDTH), ARITHMETIC)
+    first = 0
+    while first < rows:
+        k = first + tl.arange(0, BLOCK_ROWS).to(tl.int64)  # [BK]
+        here = k < rows
+        grad_at = grad_logits_ptr + k[None, :] * LAYERS + layers[:, None]
+        grad = tl.load(grad_at, mask=real[:, None] & here[None, :], other=0.0)
+        vector_at = vector_ptr + k[:, None] * vector_stride + columns[None, :]
+        vector = tl.load(vector_at, mask=here[:, None] & inside[None, :], other=0.0)
+        total = tl.dot(grad, vector, total, input_precision="ieee", out_dtype=ARITHMETIC)
+        first += BLOCK_ROWS
+    at = grad_weight_ptr + layers[:, None] * grad_weight_stride + columns[None, :]
+    tl.store(at, total.to(grad_weight_ptr.dtype.element_ty), mask=real[:, None] & inside[None, :])
+
+
+def _mix_gradient(grad_update: Tensor, bank: Tensor) -> Tensor:
+    """The parts of `∂u[k] · V[l,k]`, `(K, parts, L)`."""
+    layers, rows, width = bank.shape
+    config = mix_config(layers, rows, width, bank.element_size(), warp_size())
+    partial = bank.new_empty((rows, config.parts, layers), dtype=wide_dtype(bank.dtype))
+    layer_blocks = blocks(layers, config.block_layers)
+    launch(
+        _mix_bwd_kernel,
+        (rows * layer_blocks * config.parts,),
+        like=bank,
+        grad_update_ptr=grad_update,
+        bank_ptr=bank,
+        partial_ptr=partial,
+        grad_update_stride=grad_update.stride(0),
+        bank_layer_stride=bank.stride(0),
+        bank_row_stride=bank.stride(1),
+        width=width,
+        steps=config.steps,
+        ARITHMETIC=arithmetic_dtype(bank.dtype),
+        LAYERS=layers,
+        LAYER_BLOCKS=layer_blocks,
+        PARTS=config.parts,
+        BLOCK_LAYERS=config.block_layers,
+        BLOCK_WIDTH=config.block_width,
+        num_warps=config.num_warps,
+    )
+    return partial
+
+
+def _weight_gradient(grad_logits: Tensor, vector: Tensor, dtype: torch.dtype) -> Tensor:
+    """`∂zᵀ v`, `(L, d)` in `dtype`."""
+    (rows, layers), width = grad_logits.shape, vector.shape[1]
+    grad_weight = vector.new_empty((layers, width), dtype=dtype)
+    config = weight_config(layers, width, warp_size())
+    launch(
+        _weight_bwd_kernel,
+        (blocks(width, config.block_width), blocks(layers, config.block_layers)),
+        like=vector,
+        grad_logits_ptr=grad_logits,
+        vector_ptr=vector,
+        grad_weight_ptr=grad_weight,
+        vector_stride=vector.stride(0),
+        grad_weight_stride=grad_weight.stride(0),
+        rows=rows,
+        width=width,
+        ARITHMETIC=arithmetic_dtype(vector.dtype),
+        LAYERS=layers,
+        BLOCK_LAYERS=config.block_layers,
+        BLOCK_ROWS=config.block_rows,
+        BLOCK_WIDTH=config.block_width,
+        num_warps=config.num_warps,
+    )
+    return grad_weight
+
+
+def backward(
+    grad_update: Tensor | None,
+    grad_weights: Tensor | None,
+    bank: Tensor,
+    weight: Tensor,
+    weights: Tensor,
+    soft: Tensor,
+    vector: Tensor | None,
+    temperature: float,
+    want_bank: bool,
+    want_embeds: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of logits `(K, L)`, embeddings `(K, d)`, bank and W (empty where not wanted).
+
+    That of W is wanted where the `vector` that the forward saved is given.
+    """
+    layers, rows, width = bank.shape
+    bank, weight = unit_stride(bank), unit_stride(weight)
+    grad_logits = weights.new_empty(weights.shape)
+    grad_embeds = bank.new_empty((rows, width) if want_embeds else (0,))
+    grad_bank = bank.new_empty(bank.shape if want_bank else (0,))
+    partial = None
+    if grad_update is not None:
+        grad_update = unit_stride(grad_update)
+        partial = _mix_gradient(grad_update, bank)
+    if grad_weights is not None:
+        grad_weights = unit_stride(grad_weights)
+    partials = 0 if partial is None else partial.shape[1]
+    columns = width if want_bank or want_embeds else 1
+    config = output_config(layers, rows, columns, partials, False, warp_size())
+    launch(
+        _decision_bwd_kernel,
+        (rows * max(config.width_blocks, 1),),
+        like=bank,
+        partial_ptr=partial,
+        grad_weights_ptr=grad_weights,
+        soft_ptr=soft,
+        weights_ptr=weights,
+        grad_update_ptr=grad_update,
+        weight_ptr=weight,
+        grad_logits_ptr=grad_logits,
+        grad_embeds_ptr=grad_embeds if want_embeds else None,
+        grad_bank_ptr=grad_bank if want_bank else None,
+        grad_weights_stride=0 if grad_weights is None else grad_weights.stride(0),
+        grad_update_stride=0 if grad_update is None else grad_update.stride(0),
+        weight_stride=weight.stride(0),
+        width=width,
+        rows=rows,
+        temperature=float(temperature),
+        ARITHMETIC=arithmetic_dtype(bank.dtype),
+        LAYERS=layers,
+        PARTIALS=partials,
+        WIDTH_BLOCKS=max(config.width_blocks, 1),
+        STEPS=config.steps,
+        BLOCK_LAYERS=config.block_layers,
+        BLOCK_PARTIALS=config.block_partials,
+        BLOCK_WIDTH=config.block_width,
+        num_warps=config.num_warps,
+    )
+    grad_weight = weight.new_empty(0) if vector is None else _weight_gradient(grad_logits, vector, weight.dtype)
+    return grad_logits, grad_embeds, grad_bank, grad_weight
+
+
+def fake_backward(
+    grad_update: Tensor | None,
+    grad_weights: Tensor | None,
+    bank: Tensor,
+    weight: Tensor,
+    weights: Tensor,
+    soft: Tensor,
+    vector: Tensor | None,
+    temperature: float,
+    want_bank: bool,
+    want_embeds: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The results of `backward` without data."""
+    return (
+        weights.new_empty(weights.shape),
+        bank.new_empty(bank.shape[1:] if want_embeds else (0,)),
+        bank.new_empty(bank.shape if want_bank else (0,)),
+        weight.new_empty((0,) if vector is None else weight.shape),
+    )
+
+
+__all__ = ["backward", "fake_backward"]

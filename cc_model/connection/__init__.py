@@ -1,0 +1,1 @@
+"""What is learned and saved: the Decision Maker, the Transform Matrix, the options."""

@@ -1,0 +1,108 @@
+"""What one forward of a patched model does: the passes through the decoder body, and how they connect.
+
+A call is made by the causal language model (`cc_model.patching.causal_lm`), which knows labels and arguments, and is
+run by the decoder body, so that the stock head, loss and output code of transformers runs once, on the body's result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from cc_model.connection.state import CrossLingualConnection
+from cc_model.data.positions import last_attended
+from cc_model.forward.passes import LayerSlot
+
+Body = Callable[..., BaseModelOutputWithPast]
+"""The stock forward of the decoder body; `cc_pass` in its keyword arguments reaches every layer."""
+
+
+class PlainCall:
+    """A forward without a connection, decided on purpose."""
+
+    decision_weights: Tensor | None = None
+
+    def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BaseModelOutputWithPast:
+        """The stock forward."""
+        return stock(**named)
+
+
+class ConnectedCall:
+    """What the two connected calls share.
+
+    Args:
+        connection: the model's `cc` module.
+        slots: the slots of all layers.
+        index: `(B,)` connection index within the tokens of this call; None for the last attended token.
+        noise: Gumbel noise `(B, L)`; None draws it in training and decides without noise otherwise.
+    """
+
+    def __init__(
+        self,
+        connection: CrossLingualConnection,
+        slots: list[LayerSlot],
+        index: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> None:
+        self.connection = connection
+        self.slots = slots
+        self.index = index
+        self.noise = noise
+        self.decision_weights: Tensor | None = None
+
+    def connection_index(self, named: dict[str, Any], rows: int, length: int, device: torch.device) -> Tensor:
+        """`(B,)` on `device`: the given index, or the last attended token."""
+        if self.index is not None:
+            return self.index.to(device)
+        mask = named.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            return last_attended(mask[:, -length:]).to(device)
+        return torch.full((rows,), length - 1, device=device)
+
+    def drawn_noise(self, rows: int, device: torch.device) -> Tensor | None:
+        """The given noise, fresh noise in training, or None."""
+        if self.noise is not None:
+            return self.noise.to(device)
+        return self.connection.gumbel_noise(rows, device) if self.connection.training else None
+
+    def decide(self, bank: Tensor, embeds: Tensor, keep: Tensor, **transform: Tensor | None) -> Tensor:
+        """The update `(B, d)`; `decision_weights` are kept, with zeros for rows that are skipped."""
+        noise = self.drawn_noise(bank.shape[1], bank.device)
+        maker = self.connection.decision_maker
+        update, weights = maker(bank, embeds.to(bank.device), noise, self.connection.config, **transform)
+        self.decision_weights = torch.where(keep[:, None], weights, 0.0)
+        return update
+
+
+def token_embeddings(body: Any, named: dict[str, Any]) -> Tensor:
+    """Input embeddings `(B, T, d)` of the call, given or looked up."""
+    embeds = named.get("inputs_embeds")
+    return embeds if embeds is not None else body.get_input_embeddings()(named["input_ids"])
+
+
+def flatten(hidden: Tensor) -> Tensor:
+    """`(B, T, d)` as `(B * T, d)`."""
+    return hidden.reshape(-1, hidden.shape[-1])
+
+
+def hidden_of(output: BaseModelOutputWithPast) -> Tensor:
+    """The last hidden state `(B, T, d)`, which the decoder body always returns."""
+    assert output.last_hidden_state is not None
+    return output.last_hidden_state
+
+
+def asks_for(name: str, body: Any, named: dict[str, Any]) -> bool:
+    """Whether the call wants `output_hidden_states` or `output_attentions`, by its argument or else the config's."""
+    value = named.get(name)
+    return bool(getattr(body.config, name, False) if value is None else value)
+
+
+def input_shape(named: dict[str, Any]) -> tuple[int, int]:
+    """(B, T) of a call's `input_ids` or `inputs_embeds`."""
+    tokens = named.get("input_ids")
+    rows, length = (tokens if tokens is not None else named["inputs_embeds"]).shape[:2]
+    return rows, length

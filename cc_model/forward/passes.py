@@ -1,0 +1,146 @@
+"""One run of the decoder layers that captures or injects: the state that travels in the layers' keyword arguments.
+
+A pass is an opaque object, not a dataclass, list or dict, because mixed-precision wrappers copy those. Gradient
+checkpointing keeps the layers' keyword arguments for the recompute, so the recompute sees the same pass. Inside a layer
+the pass reaches the feed-forward block through a thread-local variable that is set for the duration of that layer only.
+
+Compiled regions write to passes and slots and read nothing that changes there: what they read is guarded, and the
+recompute, which would find another value, would compile a second graph, with other saved tensors than the first.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cc_kernels import add_rows, capture_rows, capture_rows_through
+
+
+class Active(threading.local):
+    """What is running in this thread. Present from the start, because torch.compile guards on presence, too.
+
+    `layer_pass` is the pass of the decoder layer that is running, `generation` the state of the running `generate`.
+    """
+
+    def __init__(self) -> None:
+        self.layer_pass: Any = None
+        self.generation: Any = None
+
+
+active = Active()
+
+
+class LayerSlot:
+    """The place of one feed-forward block in the decoder: its index, and whether it receives the connection.
+
+    `captured` is written in compiled regions instead of `CapturePass.captured`: a store indexed by the layer would
+    compile every layer anew.
+    """
+
+    def __init__(self, index: int, injects: bool) -> None:
+        self.index = index
+        self.injects = injects
+        self.captured: Tensor | None = None
+
+
+class CapturePass:
+    """Copies one row of every feed-forward output for each batch row: the bank `V[l, b] = f_l[b, p[b]]`.
+
+    Args:
+        rows: `(B,)` indices into the flattened `(B * T)` tokens, all valid; rows without a connection are zeroed by
+            the caller, once for all layers.
+        slots: the slots of all layers, in order.
+        narrow: the last layer's feed-forward block runs on the captured rows alone (`cc_model.fast_paths.last_layer`).
+    """
+
+    def __init__(self, rows: Tensor, slots: list[LayerSlot], narrow: bool) -> None:
+        self.rows = rows
+        self.slots = slots
+        self.narrow = narrow
+        self.captured: list[Tensor | None] = [None] * len(slots)
+        self.sealed = False  # a recompute in the backward pass must not write again
+
+    def feed_forward(self, slot: LayerSlot, output: Tensor, owned: bool) -> Tensor:
+        """Capture from `output` `(B, T, d)` and return its values unchanged."""
+        flat = output.reshape(-1, output.shape[-1])
+        rows = self.rows.to(flat.device)
+        if torch.is_grad_enabled() and flat.requires_grad:  # the backward adds the bank's gradient in one pass
+            flat, captured = capture_rows_through(flat, rows, assume_valid=True)
+            output = flat.view_as(output)
+        else:
+            captured = capture_rows(flat, rows, assume_valid=True)
+        self._keep(slot, captured)
+        return output
+
+    def narrowed(self, slot: LayerSlot, block: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+        """`block` on the captured rows of its input `(B, T, d)` alone; the result for all tokens is zeros.
+
+        The layer may write to the result, so these are zeros in memory of their own.
+        """
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        captured = block(capture_rows(flat, self.rows.to(flat.device), assume_valid=True)[:, None])[:, 0]
+        self._keep(slot, captured)
+        return captured.new_zeros(hidden.shape)
+
+    def _keep(self, slot: LayerSlot, captured: Tensor) -> None:
+        if torch.compiler.is_compiling():
+            slot.captured = captured
+        elif not self.sealed:
+            self.captured[slot.index] = captured
+
+    def collect(self, device: torch.device) -> Tensor:
+        """Seal the pass and return the bank `(L, B, d)` on `device`.
+
+        Raises:
+            RuntimeError: a layer was not captured; the message names it.
+        """
+        self.sealed = True
+        found = []
+        for slot, captured in zip(self.slots, self.captured):
+            found.append(slot.captured if captured is None else captured)
+            slot.captured = None
+        missing = [index for index, captured in enumerate(found) if captured is None]
+        if missing:
+            raise RuntimeError(
+                f"connection: the feed-forward blocks of layers {missing} of {len(found)} did not capture; their "
+                "modules were replaced or bypassed after patch_model (see cc_model.report)"
+            )
+        return torch.stack([captured.to(device) for captured in found if captured is not None])
+
+
+class InjectPass:
+    """Adds the update `(B, d)` to the feed-forward output of one layer, at one token of each row.
+
+    Args:
+        rows: `(B,)` indices into the flattened tokens, −1 for a row without a connection.
+        update: `(B, d)`.
+    """
+
+    narrow = False
+
+    def __init__(self, rows: Tensor, update: Tensor) -> None:
+        self.rows = rows
+        self.update = update
+        self.injected = 0
+
+    def feed_forward(self, slot: LayerSlot, output: Tensor, owned: bool) -> Tensor:
+        """Add the update to `output` `(B, T, d)` in the layer that receives it; in place when `owned` and possible."""
+        if not slot.injects:
+            return output
+        flat = output.reshape(-1, output.shape[-1])
+        inplace = owned and not (output.is_leaf and output.requires_grad)
+        added = add_rows(flat, self.rows.to(flat.device), self.update.to(flat.device), inplace=inplace)
+        self.injected = 1 if torch.compiler.is_compiling() else self.injected + 1
+        return added.view_as(output)
+
+    def check(self) -> None:
+        """Raise unless the update was added exactly once."""
+        if self.injected != 1:
+            raise RuntimeError(
+                f"connection: expected one injection, got {self.injected}; the module of the inject layer was "
+                "replaced or bypassed after patch_model (see cc_model.report)"
+            )

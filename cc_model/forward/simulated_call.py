@@ -1,0 +1,182 @@
+"""The connected forward without an English prompt: one prefill, a decision, and the last tokens again."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation.configuration_utils import CompileConfig
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from cc_kernels import capture_rows
+from cc_model.compat import CACHE, cache_of, with_cache
+from cc_model.connection.state import CrossLingualConnection
+from cc_model.data.positions import flat_rows, in_range, mark_skipped
+from cc_model.fast_paths.last_layer import narrow_obstacle
+from cc_model.fast_paths.rollback import roll_back, rollback_obstacle
+from cc_model.forward.calls import Body, ConnectedCall, asks_for, flatten, hidden_of, input_shape
+from cc_model.forward.passes import CapturePass, LayerSlot
+from cc_model.forward.replay import connected_replay
+
+logger = logging.getLogger("cc_model")
+
+
+class SimulatedCall(ConnectedCall):
+    """Evaluation without an English prompt: the Transform Matrix maps the prompt's own activations.
+
+    The tokens run once with capture. Then the entries from the first connection index on are dropped from the cache,
+    and only those tokens run again, with the connection: attention is causal, so everything before is unchanged.
+
+    Args:
+        first_index: smallest connection index of the batch if it is known without reading tensors.
+        logits_to_keep: as the stock forward got it; hidden states that no logit needs are not put together.
+        compile_config: how the running `generate` compiles its decode steps; None when it does not.
+    """
+
+    def __init__(
+        self,
+        connection: CrossLingualConnection,
+        slots: list[LayerSlot],
+        first_index: int | None = None,
+        logits_to_keep: int | Tensor = 0,
+        compile_config: CompileConfig | None = None,
+        **shared: Any,
+    ) -> None:
+        super().__init__(connection, slots, **shared)
+        self.first_index = first_index
+        self.logits_to_keep = logits_to_keep
+        self.compile_config = compile_config
+
+    def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BaseModelOutputWithPast:
+        """Capture, decide, run again from the first connection index on."""
+        rows, length = input_shape(named)
+        use_cache = named.get("use_cache")
+        keep_cache = body.config.use_cache if use_cache is None else use_cache
+        cache = cache_of(named)
+        device = (named["input_ids"] if named.get("input_ids") is not None else named["inputs_embeds"]).device
+        index = self.connection_index(named, rows, length, device)
+        rolled = cache if cache is not None else DynamicCache(config=body.config)
+        two_prefills = self.obstacle(named, rolled, length)
+        start = 0 if two_prefills is not None else self.first_row(index, length)
+        read = start > 0 and (self.keeps_before(start, length) or asks_for("output_hidden_states", body, named))
+        narrow = not read and narrow_obstacle(body) is None
+        capture = CapturePass(flat_rows(index, length), self.slots, narrow)
+        if two_prefills is None:
+            cache = rolled
+            first = self.captured(stock, {**with_cache(named, cache), "use_cache": True}, capture)
+            roll_back(cache, length - start)
+        else:
+            probe = {**with_cache(named, probing_cache(cache, named)), "use_cache": cache is not None}
+            first = self.captured(stock, probe, capture)
+        self.note_prefills(two_prefills)
+        tokens, update = self.decided(body, named, capture, index, length, start)
+        again = with_cache(sliced(named, start, length), cache)
+        again["use_cache"] = two_prefills is None or keep_cache
+        output = connected_replay(body, again, tokens, update, self.compile_config)
+        return self.joined(first, output, start, length, keep_cache)
+
+    def note_prefills(self, obstacle: str | None) -> None:
+        """Keep for the report how the prompt ran; say once that it ran twice."""
+        self.connection.prefills = "one prefill" if obstacle is None else f"two prefills: {obstacle}"
+        if obstacle is not None and self.connection.say_once(obstacle):
+            logger.warning("the connection needs a second prefill: %s", obstacle)
+
+    def obstacle(self, named: dict[str, Any], cache: Cache, length: int) -> str | None:
+        """Why a second prefill is needed; None when rolling back the cache does."""
+        if torch.is_grad_enabled():
+            return "gradients are enabled; use torch.no_grad()"
+        if not isinstance(named.get("attention_mask"), (Tensor, dict, type(None))):
+            return "an attention mask of a type that cannot be sliced"
+        return rollback_obstacle(cache, length)
+
+    def captured(self, stock: Body, named: dict[str, Any], capture: CapturePass) -> BaseModelOutputWithPast:
+        """The first run, without a gradient."""
+        with torch.no_grad():
+            return stock(**named, cc_pass=capture)
+
+    def keeps_before(self, start: int, length: int) -> bool:
+        """Whether the result has logits of tokens before `start`."""
+        kept = self.logits_to_keep
+        return not (isinstance(kept, int) and 0 < kept <= length - start)
+
+    def first_row(self, index: Tensor, length: int) -> int:
+        """Smallest connection index of the batch; reads it from the device once unless it is known."""
+        if self.first_index is not None:
+            return self.first_index
+        return int(torch.where(in_range(index, length), index, length - 1).amin())
+
+    def decided(
+        self, body: Any, named: dict[str, Any], capture: CapturePass, index: Tensor, length: int, start: int
+    ) -> tuple[Tensor, Tensor]:
+        """Where in the flattened tokens from `start` on something is added, `(B,)`, and what, `(B, d)`."""
+        device = self.connection.device_like(index)
+        keep = in_range(index, length)
+        tokens = flat_rows(index, length)
+        with torch.no_grad():
+            if named.get("inputs_embeds") is not None:
+                embeds = capture_rows(flatten(named["inputs_embeds"]), tokens, assume_valid=True)
+            else:
+                embeds = body.get_input_embeddings()(named["input_ids"].flatten()[tokens])
+            keep_bank = keep.to(device)
+            bank = torch.where(keep_bank[None, :, None], capture.collect(device), 0.0)
+            transform = {"matrix": self.connection.transform_matrix, "bias": self.connection.transform_bias}
+            update = self.decide(bank, embeds, keep_bank, **transform)
+        return mark_skipped(flat_rows(index - start, length - start), keep), update
+
+    def joined(
+        self, first: BaseModelOutputWithPast, second: BaseModelOutputWithPast, start: int, length: int, keep_cache: bool
+    ) -> BaseModelOutputWithPast:
+        """The result over all tokens: positions before `start` from the first run, the others from the second."""
+        cache = getattr(second, CACHE) if keep_cache else None
+        hidden = hidden_of(second)
+        if start and self.keeps_before(start, length):
+            hidden = torch.cat([hidden_of(first)[:, :start], hidden], dim=1)
+        return BaseModelOutputWithPast(
+            last_hidden_state=hidden,
+            hidden_states=joined_states(first.hidden_states, second.hidden_states, start, dim=1),
+            attentions=joined_states(first.attentions, second.attentions, start, dim=-2),
+            **{CACHE: cache},
+        )
+
+
+def joined_states(first: Any, second: Any, start: int, dim: int) -> Any:
+    """Per-layer tensors: the first `start` entries along `dim` from `first`, then `second`."""
+    if second is None or not start:
+        return second
+    return tuple(torch.cat([a.narrow(dim, 0, start), b], dim=dim) for a, b in zip(first, second))
+
+
+def probing_cache(cache: Cache | None, named: dict[str, Any]) -> Cache | None:
+    """A cache for a first run that leaves no trace in `cache`: none if it holds nothing that the run needs."""
+    mask = named.get("attention_mask")
+    plain_mask = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
+    if cache is None or (plain_mask and int(cache.get_seq_length()) == 0):
+        return None
+    return copy.deepcopy(cache)
+
+
+def sliced(named: dict[str, Any], start: int, length: int) -> dict[str, Any]:
+    """The arguments for the tokens from `start` on; masks over keys keep their length."""
+    if start == 0:
+        return dict(named)
+    kept = dict(named)
+    for name in ("input_ids", "inputs_embeds"):
+        if kept.get(name) is not None:
+            kept[name] = kept[name][:, start:]
+    if kept.get("position_ids") is not None:
+        kept["position_ids"] = kept["position_ids"][..., start:]
+    mask = kept.get("attention_mask")
+    if isinstance(mask, dict):
+        kept["attention_mask"] = {name: sliced_mask(part, start) for name, part in mask.items()}
+    else:
+        kept["attention_mask"] = sliced_mask(mask, start)
+    return kept
+
+
+def sliced_mask(mask: Tensor | None, start: int) -> Tensor | None:
+    """A `(B, 1, T, keys)` mask without the first `start` queries; a `(B, keys)` mask as it is."""
+    return mask[:, :, start:] if mask is not None and mask.ndim == 4 else mask

@@ -1,0 +1,1 @@
+"""Who is changed: the instances of a stock model that get a connection, and back again."""

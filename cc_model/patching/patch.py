@@ -1,0 +1,207 @@
+"""`patch_model` and `unpatch_model`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from cc_model.compat import keys_ignored_at_inference
+from cc_model.config import CCConfig
+from cc_model.connection.adapters import wrap_decision_maker
+from cc_model.connection.state import CrossLingualConnection
+from cc_model.fast_paths.fused import is_liger_swiglu
+from cc_model.forward.passes import LayerSlot
+from cc_model.patching.classes import is_patched, patched_class, swap_class
+from cc_model.saving import IGNORED_AT_INFERENCE
+from cc_model.sharding import refuse_fsdp
+from cc_model.specs import ModelSpec, layers_of, spec_of
+
+logger = logging.getLogger("cc_model")
+
+
+def patch_model(model: nn.Module, config: CCConfig | None = None) -> nn.Module:
+    """Add the cross-lingual connection to a causal language model of transformers, in place.
+
+        z[b] = W (mean_l V[l,b] + e[b])        V: feed-forward outputs of the pivot pass at p[b], e: embedding at q[b]
+        w[b] = softmax((z[b] + g[b]) / τ)      g: Gumbel noise, in training; `hard`: the one-hot of its maximum
+        f_i[b, q[b]] += Σ_l w[b,l] V[l,b]      f_i: feed-forward output of the main pass, i = `inject_layer`
+
+    The patched `model(...)` also takes these, by keyword, and its output has `decision_weights` w `(B, L)` in fp32
+    (fp64 in an fp64 model), all zero for a row without a connection:
+
+    | argument | shape | dtype |
+    |---|---|---|
+    | `pivot_input_ids` | (B, S) | int64 or int32 |
+    | `pivot_attention_mask` | (B, S) | any, 0 at padding; None: all attended |
+    | `connection_index` q, `pivot_index` p | (B,) | int64 or int32 |
+    | `gumbel_noise` g | (B, L) | floating point; None: in training drawn in fp32, in evaluation none |
+
+    Given `pivot_input_ids` it connects. Without them it is the plain model in training; in evaluation it connects when
+    `model.cc.transform_matrix` is set and no earlier tokens are cached: V are then the main prompt's own activations at
+    q, mapped by the matrix. `model.generate` connects once for each prompt.
+
+    `connection_index` defaults to the token before the first label ≠ −100, or to the last attended token;
+    `pivot_index` to the last attended pivot token. A row without labels, with index −1 or with an all-zero pivot mask
+    gets no connection; its contribution and its gradients are exact zeros. An index out of range skips the row. Packed
+    rows (N examples in B rows) take N pivots and N indices into the flattened tokens, see `cc_model.forward.packing`.
+
+    The patched forward raises, besides what the stock one does:
+
+    - TypeError: an added argument is no tensor or has the wrong dtype.
+    - ValueError: an added argument has the wrong shape, or a pivot row has no token (S = 0); `pivot_attention_mask` or
+      `pivot_index`, in training also `connection_index` or `gumbel_noise`, comes without `pivot_input_ids`;
+      `simulated_share` is above 0 in training and no matrix is set; packed rows come without `position_ids`, or with a
+      2-dimensional mask or a cache.
+    - NotImplementedError: `cu_seq_lens_q`, `cu_seq_lens_k` or `seq_idx` without one pivot and index per example.
+    - RuntimeError: `position_ids` restart without one pivot and index per example, or less often than there are
+      examples (on a GPU a device-side assertion).
+    - RuntimeError: `pivot_grad=True` and the captures carry no gradient, as under reentrant gradient checkpointing; or
+      a module was replaced, wrapped or bypassed after `patch_model`, so that nothing would be connected.
+
+    Args:
+        model: a Llama, Qwen2, Qwen3 or Mistral causal language model, also inside a PEFT model.
+        config: options; None for the published recipe.
+
+    Returns:
+        `model` itself. Patching a patched model again with the same options changes nothing.
+
+    Raises:
+        TypeError: `model` or `config` has the wrong type.
+        ValueError: the architecture is not supported, the options do not fit the model or its present patch, or the
+            model is sharded already (FSDP2).
+
+    Source: CC-Tuning (ACL 2025, arXiv 2506.00875).
+
+    Example:
+        >>> from cc_model import patch_model
+        >>> from cc_model.testing import tiny_model
+        >>> model = patch_model(tiny_model("qwen2"))
+        >>> tuple(model.cc.decision_maker.weight.shape)  # (layers, hidden size)
+        (4, 64)
+    """
+    inner = unwrap(model)
+    if config is not None and not isinstance(config, CCConfig):
+        raise TypeError(f"config: expected a CCConfig, got {type(config).__name__}")
+    if "cc" in inner._modules:
+        present = inner.cc.config  # type: ignore[union-attr]
+        if config is not None and config != present:
+            raise ValueError(f"config: the model is patched with {present}, got {config}; call unpatch_model first")
+        return model
+    refuse_fsdp(model, "patch_model")
+    spec = spec_of(inner)
+    config = config or CCConfig()
+    blocks = list(_feed_forwards(inner, spec))
+    if config.inject_layer >= len(blocks):
+        raise ValueError(f"inject_layer: expected a layer below {len(blocks)}, got {config.inject_layer}")
+    connection = _new_connection(inner, config, len(blocks))
+    # Everything has been checked; nothing below fails.
+    for index, (layer, block) in enumerate(blocks):
+        block.cc_slot = LayerSlot(index, injects=index == config.inject_layer)  # type: ignore[assignment]
+        block.cc_fused = None if fallback_reason(block, spec) else (spec.gate, spec.up, spec.down)  # type: ignore[assignment]
+        swap_class(block, patched_class(type(block), "PatchedFeedForward"))
+        swap_class(layer, patched_class(type(layer), "PatchedLayer"))
+    body = getattr(inner, spec.body)
+    swap_class(body, patched_class(type(body), "PatchedBody"))
+    body.__dict__["cc_connection"] = connection  # a reference, not a submodule: its parameters belong to the model
+    if not is_patched(inner):
+        swap_class(inner, patched_class(type(inner), "PatchedCausalLM"))
+    inner.cc = connection
+    ignored = keys_ignored_at_inference(inner.config)
+    if IGNORED_AT_INFERENCE not in ignored:
+        inner.config.keys_to_ignore_at_inference = [*ignored, IGNORED_AT_INFERENCE]  # type: ignore[union-attr]
+    connection.train(inner.training)
+    if inner is not model and not wrap_decision_maker(model, connection):
+        logger.warning(
+            "patch_model: %s saves no modules of the model, so that saving it leaves out the Decision Maker; save the "
+            "model itself, model.get_base_model().save_pretrained(...)",
+            type(model).__name__,
+        )
+    return model
+
+
+def unpatch_model(model: nn.Module) -> nn.Module:
+    """Undo `patch_model`, in place: stock classes, stock attributes, bit-equal logits. The connection is dropped.
+
+    Args:
+        model: a patched model, also inside a PEFT model.
+
+    Returns:
+        `model` itself.
+
+    Raises:
+        TypeError: `model` is no torch module.
+        ValueError: the model is not patched, or it is sharded (FSDP2).
+
+    Example:
+        >>> from cc_model import patch_model, unpatch_model
+        >>> from cc_model.testing import tiny_model
+        >>> model = unpatch_model(patch_model(tiny_model("llama")))
+        >>> hasattr(model, "cc")
+        False
+    """
+    inner = unwrap(model)
+    if "cc" not in inner._modules:
+        raise ValueError(f"model: expected a patched model, got {type(inner).__name__} without a connection")
+    refuse_fsdp(model, "unpatch_model")
+    spec = spec_of(inner)
+    for layer in layers_of(inner):
+        block = getattr(layer, spec.mlp)
+        if is_patched(block):
+            del block.cc_slot, block.cc_fused
+            swap_class(block, type(block).cc_stock_class)
+        if is_patched(layer):
+            swap_class(layer, type(layer).cc_stock_class)  # type: ignore[attr-defined]
+    body = getattr(inner, spec.body)
+    del body.__dict__["cc_connection"]
+    swap_class(body, type(body).cc_stock_class)
+    swap_class(inner, type(inner).cc_stock_class)  # type: ignore[attr-defined]
+    del inner.cc
+    config: Any = inner.config
+    others = [key for key in config.keys_to_ignore_at_inference if key != IGNORED_AT_INFERENCE]
+    config.__dict__.pop("keys_to_ignore_at_inference", None)
+    if others != keys_ignored_at_inference(config):
+        config.keys_to_ignore_at_inference = others
+    return model
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The causal language model inside a PEFT model, else `model`."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch module, got {type(model).__name__}")
+    base = getattr(model, "get_base_model", None)
+    return base() if callable(base) else model
+
+
+def fallback_reason(block: nn.Module, spec: ModelSpec) -> str | None:
+    """Why a feed-forward block cannot run through `cc_kernels.swiglu`; None when it can."""
+    activation = getattr(block, spec.activation, None)
+    silu = isinstance(activation, nn.SiLU) or type(activation).__name__ in ("SiLUActivation", "SiLU")
+    if not silu and not is_liger_swiglu(block):
+        return f"activation {type(activation).__name__}, not SiLU"
+    missing = [name for name in (spec.gate, spec.up, spec.down) if not hasattr(block, name)]
+    return f"no projection named {missing[0]}" if missing else None
+
+
+def _feed_forwards(model: nn.Module, spec: ModelSpec) -> Iterator[tuple[nn.Module, nn.Module]]:
+    layers = layers_of(model)
+    if len(layers) == 0:
+        raise ValueError("model: expected at least one decoder layer, got none")
+    for index, layer in enumerate(layers):
+        block = getattr(layer, spec.mlp, None)
+        if not isinstance(block, nn.Module):
+            raise ValueError(f"model: layer {index} ({type(layer).__name__}) has no feed-forward block {spec.mlp!r}")
+        yield layer, block
+
+
+def _new_connection(model: Any, config: CCConfig, num_layers: int) -> CrossLingualConnection:
+    weight = model.get_input_embeddings().weight
+    device = weight.device if weight.device.type != "meta" else torch.device("cpu")
+    std = getattr(model.config, "initializer_range", 0.02)
+    return CrossLingualConnection(config, num_layers, model.config.hidden_size, std, device, model.dtype)
+
+
+__all__ = ["patch_model", "unpatch_model"]
