@@ -17,29 +17,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cc_kernels.launch import arithmetic_dtype, blocks, jit, launch, tl, unit_stride, warp_size
+from cc_kernels.launch import arithmetic_dtype, blocks, constants, jit, launch, tl, unit_stride, warp_size
 from cc_kernels.ops.decision.config import mix_config, output_config, weight_config
-from cc_kernels.ops.decision.parts import sum_parts
+from cc_kernels.ops.decision.forward import sum_parts
 from cc_kernels.reference import wide_dtype
 
 
-@jit()  # one step, the usual number, is specialised: no loop
+@jit()
 def _mix_bwd_kernel(
-    grad_update_ptr,
-    bank_ptr,
-    partial_ptr,
-    grad_update_stride,
-    bank_layer_stride,
-    bank_row_stride,
-    width,
-    steps,
-    ARITHMETIC: tl.constexpr,
-    LAYERS: tl.constexpr,
-    LAYER_BLOCKS: tl.constexpr,
-    PARTS: tl.constexpr,
-    BLOCK_LAYERS: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr,
-):
+    grad_update_ptr, bank_ptr, partial_ptr,
+    grad_update_stride, bank_layer_stride, bank_row_stride,
+    width, steps,
+    ARITHMETIC: tl.constexpr, LAYERS: tl.constexpr, LAYER_BLOCKS: tl.constexpr, PARTS: tl.constexpr,
+    BLOCK_LAYERS: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
+):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     part = program % PARTS
     k = program // (PARTS * LAYER_BLOCKS)
@@ -58,31 +49,33 @@ def _mix_bwd_kernel(
 
 
 @jit()
-def _decision_bwd_kernel(
-    partial_ptr,
-    grad_weights_ptr,
-    soft_ptr,
-    weights_ptr,
-    grad_update_ptr,
-    weight_ptr,
-    grad_logits_ptr,
-    grad_embeds_ptr,
-    grad_bank_ptr,
-    grad_weights_stride,
-    grad_update_stride,
-    weight_stride,
-    width,
-    rows,
-    temperature,
-    ARITHMETIC: tl.constexpr,
-    LAYERS: tl.constexpr,
-    PARTIALS: tl.constexpr,
-    WIDTH_BLOCKS: tl.constexpr,
-    STEPS: tl.constexpr,
-    BLOCK_LAYERS: tl.constexpr,  # all layers
+def _logits_gradient(
+    partial_ptr, grad_weights_at, soft_at,
+    k, temperature,
+    ARITHMETIC: tl.constexpr, LAYERS: tl.constexpr, PARTIALS: tl.constexpr, BLOCK_LAYERS: tl.constexpr,
     BLOCK_PARTIALS: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr,
-):
+):  # fmt: skip
+    """`∂z[k]` [BL], from the parts of `∂u[k] · V[l]` and the gradient given for the weights, either may be None."""
+    layers = tl.arange(0, BLOCK_LAYERS)
+    real = layers < LAYERS
+    grad_weights = tl.zeros((BLOCK_LAYERS,), ARITHMETIC)
+    if partial_ptr is not None:
+        grad_weights += sum_parts(partial_ptr, k, ARITHMETIC, LAYERS, PARTIALS, BLOCK_LAYERS, BLOCK_PARTIALS)
+    if grad_weights_at is not None:
+        grad_weights += tl.load(grad_weights_at + layers, mask=real, other=0.0).to(ARITHMETIC)
+    soft = tl.load(soft_at + layers, mask=real, other=0.0)
+    return soft * (grad_weights - tl.sum(soft * grad_weights, axis=0)) / temperature
+
+
+@jit()
+def _decision_bwd_kernel(
+    partial_ptr, grad_weights_ptr, soft_ptr, weights_ptr, grad_update_ptr, weight_ptr, grad_logits_ptr,
+    grad_embeds_ptr, grad_bank_ptr,
+    grad_weights_stride, grad_update_stride, weight_stride,
+    width, rows, temperature,
+    ARITHMETIC: tl.constexpr, LAYERS: tl.constexpr, PARTIALS: tl.constexpr, BLOCK_LAYERS: tl.constexpr,
+    BLOCK_PARTIALS: tl.constexpr, BLOCK_WIDTH: tl.constexpr, STEPS: tl.constexpr, WIDTH_BLOCKS: tl.constexpr,
+):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     k = program // WIDTH_BLOCKS
     block = program % WIDTH_BLOCKS
@@ -94,14 +87,11 @@ def _decision_bwd_kernel(
     weight_at = weight_ptr + row * weight_stride
     weight = tl.load(weight_at + columns[None, :], mask=real[:, None] & (columns < width)[None, :], other=0.0)
 
-    grad_weights = tl.zeros((BLOCK_LAYERS,), ARITHMETIC)
-    if partial_ptr is not None:
-        grad_weights += sum_parts(partial_ptr, k, ARITHMETIC, LAYERS, PARTIALS, BLOCK_LAYERS, BLOCK_PARTIALS)
-    if grad_weights_ptr is not None:
-        given_at = grad_weights_ptr + k * grad_weights_stride + layers
-        grad_weights += tl.load(given_at, mask=real, other=0.0).to(ARITHMETIC)
-    soft = tl.load(soft_ptr + k * LAYERS + layers, mask=real, other=0.0)
-    grad_logits = soft * (grad_weights - tl.sum(soft * grad_weights, axis=0)) / temperature
+    given = None if grad_weights_ptr is None else grad_weights_ptr + k * grad_weights_stride
+    soft_at = soft_ptr + k * LAYERS
+    grad_logits = _logits_gradient(
+        partial_ptr, given, soft_at, k, temperature, ARITHMETIC, LAYERS, PARTIALS, BLOCK_LAYERS, BLOCK_PARTIALS
+    )
     if block == 0:
         tl.store(grad_logits_ptr + k * LAYERS + layers, grad_logits, mask=real)
 
@@ -127,19 +117,12 @@ def _decision_bwd_kernel(
 
 @jit()
 def _weight_bwd_kernel(
-    grad_logits_ptr,
-    vector_ptr,
-    grad_weight_ptr,
-    vector_stride,
-    grad_weight_stride,
-    rows,
-    width,
-    ARITHMETIC: tl.constexpr,
-    LAYERS: tl.constexpr,
-    BLOCK_LAYERS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
+    grad_logits_ptr, vector_ptr, grad_weight_ptr,
+    vector_stride, grad_weight_stride,
+    rows, width,
+    ARITHMETIC: tl.constexpr, LAYERS: tl.constexpr, BLOCK_LAYERS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
-):
+):  # fmt: skip
     columns = tl.program_id(0).to(tl.int64) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)  # [BD]
     layers = tl.program_id(1).to(tl.int64) * BLOCK_LAYERS + tl.arange(0, BLOCK_LAYERS)  # [BL]
     real, inside = layers < LAYERS, columns < width
@@ -205,10 +188,7 @@ def _weight_gradient(grad_logits: Tensor, vector: Tensor, dtype: torch.dtype) ->
         width=width,
         ARITHMETIC=arithmetic_dtype(vector.dtype),
         LAYERS=layers,
-        BLOCK_LAYERS=config.block_layers,
-        BLOCK_ROWS=config.block_rows,
-        BLOCK_WIDTH=config.block_width,
-        num_warps=config.num_warps,
+        **constants(config),
     )
     return grad_weight
 
@@ -245,7 +225,7 @@ def backward(
     config = output_config(layers, rows, columns, partials, False, warp_size())
     launch(
         _decision_bwd_kernel,
-        (rows * max(config.width_blocks, 1),),
+        (rows * config.width_blocks,),
         like=bank,
         partial_ptr=partial,
         grad_weights_ptr=grad_weights,
@@ -265,36 +245,10 @@ def backward(
         ARITHMETIC=arithmetic_dtype(bank.dtype),
         LAYERS=layers,
         PARTIALS=partials,
-        WIDTH_BLOCKS=max(config.width_blocks, 1),
-        STEPS=config.steps,
-        BLOCK_LAYERS=config.block_layers,
-        BLOCK_PARTIALS=config.block_partials,
-        BLOCK_WIDTH=config.block_width,
-        num_warps=config.num_warps,
+        **constants(config),
     )
     grad_weight = weight.new_empty(0) if vector is None else _weight_gradient(grad_logits, vector, weight.dtype)
     return grad_logits, grad_embeds, grad_bank, grad_weight
 
 
-def fake_backward(
-    grad_update: Tensor | None,
-    grad_weights: Tensor | None,
-    bank: Tensor,
-    weight: Tensor,
-    weights: Tensor,
-    soft: Tensor,
-    vector: Tensor | None,
-    temperature: float,
-    want_bank: bool,
-    want_embeds: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The results of `backward` without data."""
-    return (
-        weights.new_empty(weights.shape),
-        bank.new_empty(bank.shape[1:] if want_embeds else (0,)),
-        bank.new_empty(bank.shape if want_bank else (0,)),
-        weight.new_empty((0,) if vector is None else weight.shape),
-    )
-
-
-__all__ = ["backward", "fake_backward"]
+__all__ = ["backward"]
