@@ -30,6 +30,7 @@ KERNELS = {
         "choose_fwd_kernel",
         "mix_bwd_kernel",
         "decision_bwd_kernel",
+        "bank_rows_bwd_kernel",
         "weight_bwd_kernel",
     },
 }

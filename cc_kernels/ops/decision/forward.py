@@ -56,9 +56,9 @@ def sum_parts(
 
 @jit()
 def _partial_logits_fwd_kernel(
-    bank_ptr, embeds_ptr, weight_ptr, folded_ptr, partial_ptr, vector_ptr,
-    bank_layer_stride, bank_row_stride, embeds_stride, weight_stride, folded_layer_stride, folded_column_stride,
-    folded_logit_stride,
+    bank_ptr, embeds_ptr, weight_ptr, folded_ptr, rows_ptr, partial_ptr, vector_ptr,
+    bank_layer_stride, bank_row_stride, embeds_stride, weight_stride, rows_stride, folded_layer_stride,
+    folded_column_stride, folded_logit_stride,
     rows, width,
     ARITHMETIC: tl.constexpr, LAYERS: tl.constexpr, BLOCK_LAYERS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr, WIDTH_BLOCKS: tl.constexpr,
@@ -69,18 +69,23 @@ def _partial_logits_fwd_kernel(
     k = (program // WIDTH_BLOCKS) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)  # [BK]
     columns = block * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)  # [BD]
     here, inside = k < rows, columns < width
-    real = here[:, None] & inside[None, :]
+    read, source = here, k
+    if rows_ptr is not None:
+        source = tl.load(rows_ptr + k * rows_stride, mask=here, other=-1).to(tl.int64)
+        read = source >= 0
+    real = read[:, None] & inside[None, :]
     # W's first tile depends on nothing: asked for before the bank, it arrives while the bank is being read.
     logits = tl.arange(0, BLOCK_LAYERS).to(tl.int64)  # [BL]
     mask = (logits < LAYERS)[:, None] & inside[None, :]
     weight = tl.load(weight_ptr + logits[:, None] * weight_stride + columns[None, :], mask=mask, other=0.0)
     embeds = tl.load(embeds_ptr + k[:, None] * embeds_stride + columns[None, :], mask=real, other=0.0).to(ARITHMETIC)
 
-    bank_at = bank_ptr + k[:, None] * bank_row_stride + columns[None, :]  # [BK, BD]
+    bank_at = bank_ptr + source[:, None] * bank_row_stride + columns[None, :]  # [BK, BD]
     mean = _mean_over_layers(bank_at, real, bank_layer_stride, ARITHMETIC, LAYERS, BLOCK_LAYERS)
     if folded_ptr is None:
         embeds += mean
-        tl.store(vector_ptr + k[:, None] * width + columns[None, :], embeds, mask=real)
+        vector_at = vector_ptr + k[:, None] * width + columns[None, :]
+        tl.store(vector_at, embeds, mask=here[:, None] & inside[None, :])
 
     for first in range(0, LAYERS, BLOCK_LAYERS):
         logits = first + tl.arange(0, BLOCK_LAYERS).to(tl.int64)
@@ -98,9 +103,9 @@ def _partial_logits_fwd_kernel(
 
 @jit()
 def _partial_logits_per_layer_fwd_kernel(
-    bank_ptr, embeds_ptr, weight_ptr, folded_ptr, partial_ptr, vector_ptr,
-    bank_layer_stride, bank_row_stride, embeds_stride, weight_stride, folded_layer_stride, folded_column_stride,
-    folded_logit_stride,
+    bank_ptr, embeds_ptr, weight_ptr, folded_ptr, rows_ptr, partial_ptr, vector_ptr,
+    bank_layer_stride, bank_row_stride, embeds_stride, weight_stride, rows_stride, folded_layer_stride,
+    folded_column_stride, folded_logit_stride,
     rows, width,
     ARITHMETIC: tl.constexpr, LAYERS: tl.constexpr, BLOCK_LAYERS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr, WIDTH_BLOCKS: tl.constexpr,
@@ -113,8 +118,12 @@ def _partial_logits_per_layer_fwd_kernel(
     block = program % WIDTH_BLOCKS
     k = program // WIDTH_BLOCKS
     columns = block * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)  # [BD]
-    inside = columns < width
-    bank_at = bank_ptr + k * bank_row_stride + columns
+    source, readable = k, width
+    if rows_ptr is not None:
+        source = tl.load(rows_ptr + k * rows_stride).to(tl.int64)
+        readable = tl.where(source >= 0, width, 0)
+    inside = columns < readable
+    bank_at = bank_ptr + source * bank_row_stride + columns
     embeds = tl.load(embeds_ptr + k * embeds_stride + columns, mask=inside, other=0.0).to(ARITHMETIC)
     for first in range(0, LAYERS, BLOCK_LAYERS):
         logits = first + tl.arange(0, BLOCK_LAYERS).to(tl.int64)  # [BL]
@@ -136,8 +145,8 @@ def _partial_logits_per_layer_fwd_kernel(
 
 @jit()
 def _choose_fwd_kernel(
-    partial_ptr, noise_ptr, bank_ptr, weights_ptr, soft_ptr, update_ptr,
-    noise_stride, bank_layer_stride, bank_row_stride,
+    partial_ptr, noise_ptr, bank_ptr, rows_ptr, weights_ptr, soft_ptr, update_ptr,
+    noise_stride, bank_layer_stride, bank_row_stride, rows_stride,
     width, temperature,
     ARITHMETIC: tl.constexpr, HARD: tl.constexpr, LAYERS: tl.constexpr, PARTIALS: tl.constexpr,
     BLOCK_LAYERS: tl.constexpr, BLOCK_PARTIALS: tl.constexpr, BLOCK_WIDTH: tl.constexpr, STEPS: tl.constexpr,
@@ -160,33 +169,41 @@ def _choose_fwd_kernel(
         index = tl.argmax(tl.where(logits != logits, float("inf"), logits), axis=0)
         index = tl.minimum(index, LAYERS - 1).to(tl.int64)
         weights = tl.where(layers == index, 1.0, 0.0).to(ARITHMETIC)
+    source, readable = k, width
+    if rows_ptr is not None:  # a row that reads none has weights of 0
+        source = tl.load(rows_ptr + k * rows_stride).to(tl.int64)
+        readable = tl.where(source >= 0, width, 0)
+        chosen = layers < tl.where(source >= 0, LAYERS, 0)
+        weights, soft = tl.where(chosen, weights, 0.0), tl.where(chosen, soft, 0.0)
     if block == 0:
         tl.store(weights_ptr + k * LAYERS + layers, weights, mask=real)
         if HARD:
             tl.store(soft_ptr + k * LAYERS + layers, soft, mask=real)
 
     if update_ptr is not None:
-        bank_row = bank_ptr + k * bank_row_stride
+        bank_row = bank_ptr + source * bank_row_stride
         for step in range(STEPS):
             columns = (block * STEPS + step) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)  # [BD]
-            inside = columns < width
+            inside = columns < readable
             if HARD:  # a copy, so that what the other layers hold cannot matter
                 update = tl.load(bank_row + index * bank_layer_stride + columns, mask=inside, other=0.0)
             else:
                 offsets = layers.to(tl.int64)[:, None] * bank_layer_stride + columns[None, :]
                 tile = tl.load(bank_row + offsets, mask=real[:, None] & inside[None, :], other=0.0)
                 update = tl.sum(tile.to(ARITHMETIC) * weights[:, None], axis=0)
-            tl.store(update_ptr + k * width + columns, update.to(update_ptr.dtype.element_ty), mask=inside)
+            tl.store(update_ptr + k * width + columns, update.to(update_ptr.dtype.element_ty), mask=columns < width)
 
 
-def _partial_logits(bank: Tensor, embeds: Tensor, weight: Tensor, bank_weight: Tensor | None) -> tuple[Tensor, Tensor]:
+def _partial_logits(
+    bank: Tensor, embeds: Tensor, weight: Tensor, bank_weight: Tensor | None, rows: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """The parts of the logits `(K, blocks, L)`, and the vector `mean_l V + e` `(K, d)` (empty when folded)."""
-    layers, rows, width = bank.shape
+    layers, (count, width) = bank.shape[0], embeds.shape
     wide = wide_dtype(bank.dtype)
     per_layer = bank_weight is not None and bank_weight.ndim == 3
-    config = bank_config(layers, rows, width, bank.element_size(), warp_size(), per_layer)
-    partial = bank.new_empty((rows, config.width_blocks, layers), dtype=wide)
-    vector = bank.new_empty((0,) if bank_weight is not None else (rows, width), dtype=wide)
+    config = bank_config(layers, count, width, bank.element_size(), warp_size(), per_layer)
+    partial = bank.new_empty((count, config.width_blocks, layers), dtype=wide)
+    vector = bank.new_empty((0,) if bank_weight is not None else (count, width), dtype=wide)
     embeds, weight = unit_stride(embeds), unit_stride(weight)
     folded_strides = (0, 0) if bank_weight is None else bank_weight.stride()[-2:]
     arguments = {
@@ -194,23 +211,25 @@ def _partial_logits(bank: Tensor, embeds: Tensor, weight: Tensor, bank_weight: T
         "embeds_ptr": embeds,
         "weight_ptr": weight,
         "folded_ptr": bank_weight,
+        "rows_ptr": rows,
         "partial_ptr": partial,
         "vector_ptr": vector,
         "bank_layer_stride": bank.stride(0),
         "bank_row_stride": bank.stride(1),
         "embeds_stride": embeds.stride(0),
         "weight_stride": weight.stride(0),
+        "rows_stride": 0 if rows is None else rows.stride(0),
         "folded_layer_stride": bank_weight.stride(0) if bank_weight is not None and per_layer else 0,
         "folded_column_stride": folded_strides[0],
         "folded_logit_stride": folded_strides[1],
-        "rows": rows,
+        "rows": count,
         "width": width,
         "ARITHMETIC": arithmetic_dtype(bank.dtype),
         "LAYERS": layers,
         **constants(config),
     }
     kernel = _partial_logits_per_layer_fwd_kernel if per_layer else _partial_logits_fwd_kernel
-    launch(kernel, (blocks(rows, config.block_rows) * config.width_blocks,), like=bank, **arguments)
+    launch(kernel, (blocks(count, config.block_rows) * config.width_blocks,), like=bank, **arguments)
     return partial, vector
 
 
@@ -223,39 +242,29 @@ def forward(
     hard: bool,
     bank_weight: Tensor | None,
     with_update: bool,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Update `(K, d)` (empty without), weights `(K, L)`, softmax `(K, L)` (empty if soft), and the vector `(K, d)`."""
-    layers, rows, width = bank.shape
+    layers, (count, width) = bank.shape[0], embeds.shape
     bank = unit_stride(bank)
-    partial, vector = _partial_logits(bank, embeds, weight, bank_weight)
+    partial, vector = _partial_logits(bank, embeds, weight, bank_weight, rows)
     wide = partial.dtype
-    weights = bank.new_empty((rows, layers), dtype=wide)
-    soft = bank.new_empty((rows, layers) if hard else (0,), dtype=wide)
-    update = bank.new_empty((rows, width) if with_update else (0,))
+    weights = bank.new_empty((count, layers), dtype=wide)
+    soft = bank.new_empty((count, layers) if hard else (0,), dtype=wide)
+    update = bank.new_empty((count, width) if with_update else (0,))
     noise = None if noise is None else unit_stride(noise)
     columns, select = (width, hard) if with_update else (1, True)
-    config = output_config(layers, rows, columns, partial.shape[1], select, warp_size())
+    config = output_config(layers, count, columns, partial.shape[1], select, warp_size())
     launch(
-        _choose_fwd_kernel,
-        (rows * config.width_blocks,),
-        like=bank,
-        partial_ptr=partial,
-        noise_ptr=noise,
-        bank_ptr=bank,
-        weights_ptr=weights,
-        soft_ptr=soft,
+        _choose_fwd_kernel, (count * config.width_blocks,), like=bank,
+        partial_ptr=partial, noise_ptr=noise, bank_ptr=bank, rows_ptr=rows, weights_ptr=weights, soft_ptr=soft,
         update_ptr=update if with_update else None,
-        noise_stride=0 if noise is None else noise.stride(0),
-        bank_layer_stride=bank.stride(0),
-        bank_row_stride=bank.stride(1),
-        width=width,
-        temperature=float(temperature),
-        ARITHMETIC=arithmetic_dtype(bank.dtype),
-        HARD=hard,
-        LAYERS=layers,
-        PARTIALS=partial.shape[1],
+        noise_stride=0 if noise is None else noise.stride(0), bank_layer_stride=bank.stride(0),
+        bank_row_stride=bank.stride(1), rows_stride=0 if rows is None else rows.stride(0),
+        width=width, temperature=float(temperature),
+        ARITHMETIC=arithmetic_dtype(bank.dtype), HARD=hard, LAYERS=layers, PARTIALS=partial.shape[1],
         **constants(config),
-    )
+    )  # fmt: skip
     return update, weights, soft, vector
 
 

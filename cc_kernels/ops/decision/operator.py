@@ -8,6 +8,7 @@ import torch
 from einops import einsum
 from torch import Tensor
 
+from cc_kernels import reference
 from cc_kernels.backend import register_triton
 from cc_kernels.launch import HAS_TRITON
 from cc_kernels.library import define
@@ -17,13 +18,15 @@ from cc_kernels.reference import wide_dtype
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    bank, embeds, weight, noise, temperature, hard, bank_weight, with_update = inputs
+    bank, embeds, weight, noise, temperature, hard, bank_weight, with_update, rows = inputs
     update, weights, soft, vector = output
     saved = {"bank": bank, "weight": weight, "weights": weights, "soft": soft}
     if bank_weight is None:
         saved["vector"] = vector
     else:
         saved |= {"embeds": embeds, "bank_weight": bank_weight}
+    if rows is not None:
+        saved["rows"] = rows
     ctx.names = tuple(saved)
     ctx.save_for_backward(*saved.values())
     ctx.hard, ctx.temperature = hard, temperature
@@ -36,8 +39,9 @@ def _through_folded(
     grad_logits: Tensor, grad_update: Tensor | None, saved: dict[str, Tensor], want_bank_weight: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The gradients of bank, embeddings, W and `bank_weight` in the folded form, by plain matmuls."""
-    bank, folded = saved["bank"].to(grad_logits.dtype), saved["bank_weight"].to(grad_logits.dtype)
-    layers = bank.shape[0]
+    rows, folded = saved.get("rows"), saved["bank_weight"].to(grad_logits.dtype)
+    bank = reference.read_bank(saved["bank"].to(grad_logits.dtype), rows)
+    layers, embeds = bank.shape[0], saved["embeds"].to(grad_logits.dtype)
     grad_bank_weight = None
     if folded.ndim == 2:
         grad_bank = (grad_logits @ folded.T / layers).expand(bank.shape)
@@ -50,8 +54,11 @@ def _through_folded(
     if grad_update is not None:
         share = saved["weights"].T[:, :, None]
         grad_bank = grad_bank + torch.where(share != 0, share * grad_update.to(share.dtype), 0.0)
+    if rows is not None:
+        grad_bank = reference.add_to_bank(grad_bank, rows, saved["bank"].shape[1])
+        embeds = torch.where((rows >= 0)[:, None], embeds, 0.0)
     grad_embeds = grad_logits @ saved["weight"].to(grad_logits.dtype)
-    grad_weight = grad_logits.T @ saved["embeds"].to(grad_logits.dtype)
+    grad_weight = grad_logits.T @ embeds
     return grad_bank, grad_embeds, grad_weight, grad_bank_weight
 
 
@@ -74,6 +81,7 @@ def _autograd(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         ctx.temperature,
         want_bank and not folded,
         want_embeds and not folded,
+        saved.get("rows"),
     )
     grad_bank_weight = None
     if folded:
@@ -91,6 +99,7 @@ def _autograd(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         None,
         grad_bank_weight,
         None,
+        None,
     )
 
 
@@ -102,8 +111,9 @@ def _connect_triton(
     temperature: float,
     hard: bool,
     bank_weight: Tensor | None,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    update, weights, _, _ = _decision_op(bank, embeds, weight, noise, temperature, hard, bank_weight, True)
+    update, weights, _, _ = _decision_op(bank, embeds, weight, noise, temperature, hard, bank_weight, True, rows)
     return update, weights
 
 
@@ -115,8 +125,9 @@ def _decide_triton(
     temperature: float,
     hard: bool,
     bank_weight: Tensor | None,
+    rows: Tensor | None = None,
 ) -> Tensor:
-    return _decision_op(bank, embeds, weight, noise, temperature, hard, bank_weight, False)[1]
+    return _decision_op(bank, embeds, weight, noise, temperature, hard, bank_weight, False, rows)[1]
 
 
 def _fake_forward(
@@ -128,15 +139,16 @@ def _fake_forward(
     hard: bool,
     bank_weight: Tensor | None,
     with_update: bool,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The results of `forward` without data."""
-    layers, rows, width = bank.shape
+    layers, (count, width) = bank.shape[0], embeds.shape
     wide = wide_dtype(bank.dtype)
     return (
-        bank.new_empty((rows, width) if with_update else (0,)),
-        bank.new_empty((rows, layers), dtype=wide),
-        bank.new_empty((rows, layers) if hard else (0,), dtype=wide),
-        bank.new_empty((0,) if bank_weight is not None else (rows, width), dtype=wide),
+        bank.new_empty((count, width) if with_update else (0,)),
+        bank.new_empty((count, layers), dtype=wide),
+        bank.new_empty((count, layers) if hard else (0,), dtype=wide),
+        bank.new_empty((0,) if bank_weight is not None else (count, width), dtype=wide),
     )
 
 
@@ -151,11 +163,12 @@ def _fake_backward(
     temperature: float,
     want_bank: bool,
     want_embeds: bool,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The results of `backward` without data."""
     return (
         weights.new_empty(weights.shape),
-        bank.new_empty(bank.shape[1:] if want_embeds else (0,)),
+        bank.new_empty((weights.shape[0], bank.shape[2]) if want_embeds else (0,)),
         bank.new_empty(bank.shape if want_bank else (0,)),
         weight.new_empty((0,) if vector is None else weight.shape),
     )
@@ -164,14 +177,15 @@ def _fake_backward(
 if HAS_TRITON:
     _backward_op = define(
         "decision_backward(Tensor? grad_update, Tensor? grad_weights, Tensor bank, Tensor weight, Tensor weights, "
-        "Tensor soft, Tensor? vector, float temperature, bool want_bank, bool want_embeds) "
+        "Tensor soft, Tensor? vector, float temperature, bool want_bank, bool want_embeds, "
+        "Tensor? rows=None) "
         "-> (Tensor, Tensor, Tensor, Tensor)",
         decision_backward.backward,
         fake=_fake_backward,
     )
     _decision_op = define(
         "decision(Tensor bank, Tensor embeds, Tensor weight, Tensor? noise, float temperature, bool hard, "
-        "Tensor? bank_weight, bool with_update) -> (Tensor, Tensor, Tensor, Tensor)",
+        "Tensor? bank_weight, bool with_update, Tensor? rows=None) -> (Tensor, Tensor, Tensor, Tensor)",
         decision_forward.forward,
         fake=_fake_forward,
         backward=_autograd,
