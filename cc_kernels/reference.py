@@ -54,7 +54,7 @@ def add_rows(x: Tensor, rows: Tensor, values: Tensor, inplace: bool = False) -> 
 class Reads(NamedTuple):
     """`rows` of `decide` and `connect`, taken apart once: what is read, and which rows read none."""
 
-    index: Tensor  # (K,) in [0, P); anything where none is read
+    source: Tensor  # (K,) in [0, P); anything where none is read
     none: Tensor  # (K, 1) bool
 
 
@@ -94,13 +94,13 @@ def decision_logits(
         per_layer = bank.to(wide)
         if reads is not None:
             per_layer = (
-                _read(per_layer.transpose(0, 1), reads.index).masked_fill(reads.none[:, None], 0.0).transpose(0, 1)
+                _read(per_layer.transpose(0, 1), reads.source).masked_fill(reads.none[:, None], 0.0).transpose(0, 1)
             )
         from_bank = einsum(per_layer, bank_weight.to(wide), "l k d, l d m -> k m") / bank.shape[0]
         return from_bank + F.linear(_filled(embeds, reads).to(wide), weight.to(wide))
     mean = reduce(bank.to(wide), "l p d -> p d", "mean")  # of the bank's own rows, which several k may share
     if reads is not None:
-        mean = _read(mean, reads.index)
+        mean = _read(mean, reads.source)
     if bank_weight is not None:
         from_bank = _filled(mean, reads) @ bank_weight.to(wide)
         return from_bank + F.linear(_filled(embeds, reads).to(wide), weight.to(wide))
@@ -212,7 +212,7 @@ def connect(
         return _SelectRow.apply(bank, weights, index, torch.arange(bank.shape[1], device=bank.device), False), weights
     if bank.shape[1] == 0:  # nothing to read: every row is −1
         return read_bank(bank[:1], rows)[0], weights
-    return _filled(_SelectRow.apply(bank, weights, index, reads.index, True), reads), weights
+    return _filled(_SelectRow.apply(bank, weights, index, reads.source, True), reads), weights
 
 
 def transform_rows(values: Tensor, matrix: Tensor, layers: Tensor | None = None) -> Tensor:
