@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from cc_kernels import capture_rows
 from cc_model.compat import with_cache
@@ -19,7 +18,7 @@ from cc_model.connection.decision_maker import mapped_bank
 from cc_model.connection.state import CrossLingualConnection
 from cc_model.data.positions import in_range, located, mark_skipped
 from cc_model.forward.bank import capture_bank, captured_tokens
-from cc_model.forward.calls import Body, ConnectedCall, flatten, input_shape, token_embeddings
+from cc_model.forward.calls import Body, BodyOutput, ConnectedCall, flatten, hidden_of, input_shape, token_embeddings
 from cc_model.forward.passes import CapturePass, InjectPass, LayerSlot
 from cc_model.forward.reentrant import carried, uses_reentrant_checkpointing
 
@@ -50,7 +49,7 @@ class PivotCall(ConnectedCall):
         self.pivot_index = pivot_index
         self.packed = packed
 
-    def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BaseModelOutputWithPast:
+    def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BodyOutput:
         """Pivot pass, decision, main pass with the connection."""
         rows, length = input_shape(named)
         config, training = self.connection.config, self.connection.training
@@ -94,11 +93,11 @@ class PivotCall(ConnectedCall):
         with_grad = torch.is_grad_enabled() and self.connection.config.pivot_grad
         with torch.set_grad_enabled(with_grad):
             pivot = (self.pivot_ids, self.pivot_mask, self.pivot_index)
-            bank, has_pivot, hidden = capture_bank(body, stock, self.slots, device, *pivot)
+            bank, has_pivot, output = capture_bank(body, stock, self.slots, device, *pivot)
             if with_grad:
                 self.refuse_lost_gradient(bank, body)
                 # Sharded wrappers unshard in a backward hook of the pass's result, which the bank alone never reaches.
-                bank = bank + hidden[:, :0].sum().to(device=device, dtype=bank.dtype)
+                bank = bank + hidden_of(output)[:, :0].sum().to(device=device, dtype=bank.dtype)
         return bank, has_pivot
 
     def has_pivot(self) -> Tensor:
