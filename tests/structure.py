@@ -133,7 +133,7 @@ def table(root: Path) -> str:
         top = len(list((root / package).glob("*.py")))
         count = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in modules.values())
         lines.append(f"| {package} | {top} | {len(modules)} | {count} | {max(floors_of(imports).values())} |")
-    lines += ["", "| walk through cc_model | rooms | files | changes of room | changes of file |", "|---|---|---|---|---|"]
+    lines += ["", "| walk | rooms | files | changes of room | changes of file |", "|---|---|---|---|---|"]
     lines += [f"| {name} | {' | '.join(map(str, counts))} |" for name, counts in walk(root).items()]
     return "\n".join(lines)
 
