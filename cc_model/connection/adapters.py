@@ -96,6 +96,11 @@ def adapter_copies(connection: Any) -> list[nn.Module]:
     return list(getattr(connection.decision_maker, "modules_to_save", {}).values())
 
 
+def has_virtual_tokens(peft_model: Any) -> bool:
+    """Whether the active adapter puts virtual tokens before the prompt (prompt tuning, p-tuning, prefix tuning, …)."""
+    return bool(getattr(getattr(peft_model, "active_peft_config", None), "is_prompt_learning", False))
+
+
 def pack_options(config: CCConfig, device: torch.device) -> Tensor:
     """`config` as JSON, in bytes (uint8)."""
     return torch.tensor(list(json.dumps(config.to_dict()).encode()), dtype=torch.uint8, device=device)

@@ -32,6 +32,18 @@ class ConnectedCausalLMOutput(CausalLMOutputWithPast):
     decision_weights: Tensor | None = None
 
 
+def _stock_when_unpatched(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that others keep bound (PEFT does): after `unpatch_model` it is the stock one of the same name."""
+
+    @functools.wraps(method)
+    def bound(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self, PatchedCausalLM):
+            return method(self, *args, **kwargs)
+        return getattr(type(self), method.__name__)(self, *args, **kwargs)
+
+    return bound
+
+
 _OUTPUT_FIELDS = {field.name for field in dataclasses.fields(ConnectedCausalLMOutput)}
 
 
@@ -72,6 +84,7 @@ class PatchedCausalLM:
         output["decision_weights"] = call.decision_weights  # an output class of another library keeps its own fields
         return output
 
+    @_stock_when_unpatched
     @functools.wraps(GenerationMixin.prepare_inputs_for_generation)
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The stock inputs, marked as a step of the running `generate`."""
@@ -80,6 +93,13 @@ class PatchedCausalLM:
         if generation is not None:
             inputs[GENERATION_STEP] = generation
         return inputs
+
+    def _update_model_kwargs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The stock method, which every decoding loop calls after each forward: the prompt must have connected."""
+        generation = current_generation(self)
+        if generation is not None:
+            generation.check_prefill()
+        return super()._update_model_kwargs_for_generation(*args, **kwargs)  # type: ignore[misc]
 
     def get_compiled_call(self, compile_config: CompileConfig | None) -> Any:
         """The stock compiled call; the running `generate` keeps how, so that the connected token is compiled alike."""
@@ -107,6 +127,7 @@ class PatchedCausalLM:
             slots.append(slot)
         return slots
 
+    @_stock_when_unpatched
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The stock `generate` with the cross-lingual connection, made exactly once for each prompt.
 
@@ -131,7 +152,7 @@ class PatchedCausalLM:
         Raises:
             TypeError: a pivot argument is no tensor or has the wrong dtype.
             ValueError: `pivot_attention_mask` or `pivot_index` without `pivot_input_ids`. Where it connects also: a
-                right-padded prompt; a pivot argument has the wrong shape; a `connection_index` is no tensor of `(B,)`
+                right-padded prompt (without a mask: one that ends in the padding token); a pivot argument has the wrong shape; a `connection_index` is no tensor of `(B,)`
                 integers, is out of range, or of a token in the cache; contrastive search, DoLa, group or constrained
                 beam search, `custom_generate`, `negative_prompt_ids`, `guidance_scale` other than 1,
                 `assistant_early_exit`, `token_healing`, `cache_implementation="paged"`.
@@ -160,6 +181,7 @@ class PatchedCausalLM:
             )
         return super().generate_batch(*args, **kwargs)  # type: ignore[misc]
 
+    @_stock_when_unpatched
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, plain: bool = False, **kwargs: Any):
         """Save weights, Decision Maker, matrix and options, safetensors only; `cc_model.from_pretrained` reads them.
 
