@@ -171,14 +171,16 @@ def _refuse_padding_at_the_end(model: Any, ids: Tensor, kwargs: dict[str, Any]) 
     """Raise for a prompt that ends in the padding token, when no mask says whether it is one."""
     own = model.generation_config
     sources = (kwargs.get("pad_token_id"), getattr(kwargs.get("generation_config"), "pad_token_id", None))
-    pad = next((x for x in (*sources, own.pad_token_id, getattr(model.config, "pad_token_id", None)) if x is not None), -1)
+    pad = next(
+        (x for x in (*sources, own.pad_token_id, getattr(model.config, "pad_token_id", None)) if x is not None), -1
+    )
     padded = ids[:, -1] == int(pad)
     if bool(padded.any()):
         row = int(padded.int().argmax())
         raise ValueError(
-            f"input_ids: expected left-padded prompts (padding_side='left'), got the padding token {int(pad)} at the end "
-            f"of row {row}, and no attention_mask; pass the tokenizer's attention_mask, of ones where the token belongs "
-            "to the prompt"
+            f"input_ids: expected left-padded prompts (padding_side='left'), got the padding token {int(pad)} at the "
+            f"end of row {row}, and no attention_mask; pass the tokenizer's attention_mask, of ones where the token "
+            "belongs to the prompt"
         )
 
 

@@ -149,8 +149,8 @@ def connection_disabled(model: nn.Module) -> Iterator[nn.Module]:
     """Inside the `with` block `model` is the plain model: no connection in training, evaluation or generation.
 
     The block holds for the thread that enters it. Other threads connect meanwhile, unless they are inside blocks of
-    their own; blocks may be nested and may overlap in time. A thread that is started inside the block is outside of it:
-    let the function that the thread runs enter the block. Replicas of `nn.DataParallel` follow the thread that calls it.
+    their own. Blocks may be nested and may overlap in time. A thread that is started inside the block is outside of it:
+    the function that the thread runs has to enter the block. Replicas of `nn.DataParallel` follow the calling thread.
 
     Args:
         model: a patched model, also inside wrappers (PEFT, DDP).

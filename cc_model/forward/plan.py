@@ -23,10 +23,10 @@ logger = logging.getLogger("cc_model")
 
 WHERE_TO_CONNECT = (
     "connection_index: expected the token of each row to connect, got neither connection_index nor labels. In "
-    "evaluation with a Transform Matrix a forward does not guess where the prompt ends. Pass connection_index= (B,), the "
-    "index of each prompt's last token (−1: no connection in this row), or labels, before whose first one it connects; "
-    "or call it inside cc_model.connection_disabled(model) for the plain model, as for the reference of DPO or a prefix "
-    "whose cache goes into generate. generate and cc_model.scoring.score_choices connect by themselves"
+    "evaluation with a Transform Matrix a forward does not guess where the prompt ends. Pass connection_index= (B,), "
+    "the index of each prompt's last token (−1: no connection in this row), or labels, before whose first one it "
+    "connects; or call it inside cc_model.connection_disabled(model) for the plain model, as for the reference of DPO "
+    "or a prefix whose cache goes into generate. generate and cc_model.scoring.score_choices connect by themselves"
 )
 
 GENERATION_STEP = "cc_generation"  # marks the inputs of a forward as a step of the running `generate`
