@@ -133,7 +133,7 @@ def test_a_folder_in_the_way_of_a_file(tmp_path):
     (tmp_path / "model.safetensors").mkdir()
     (tmp_path / "model.safetensors" / "mine").write_text("kept")
     before = contents(tmp_path)
-    with pytest.raises(IsADirectoryError, match="save_directory: expected no folder named 'model.safetensors'"):
+    with pytest.raises(IsADirectoryError, match=r"save_directory: expected no folder named 'model\.safetensors'"):
         model.save_pretrained(tmp_path)
     assert contents(tmp_path) == before
 
@@ -171,7 +171,7 @@ def test_a_save_that_fails_while_it_moves(failing, links, tmp_path, monkeypatch)
 
         monkeypatch.setattr(type(tmp_path), "unlink", refused)
     _, new = pair(seed=1)
-    with pytest.raises(OSError, match="disk full|not yours"):
+    with pytest.raises(OSError, match=r"disk full|not yours"):
         new.save_pretrained(tmp_path)
     assert contents(tmp_path) == before
 
