@@ -115,8 +115,8 @@ def test_hub_errors(monkeypatch):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "expected a JSON object in xnli.jsonl, line 2, got '{'"),
-        ("[1]", r"expected a JSON object in xnli.jsonl, line 2, got '\[1\]'"),
+        ("{", r"expected one JSON object per line, line 2 of .*xnli.jsonl is not: '\{'"),
+        ("[1]", r"expected one JSON object per line, line 2 of .*xnli.jsonl is '\[1\]'"),
         (json.dumps({**ROW, "prompt": ""}), "expected text in field 'prompt' of xnli.jsonl, line 2, got ''"),
         (json.dumps({**ROW, "language": None}), "expected text in field 'language' of xnli.jsonl, line 2, got None"),
         (json.dumps({**ROW, "id": None}), "expected a number or text in field 'id' of xnli.jsonl, line 2, got None"),

@@ -8,10 +8,10 @@ import torch
 
 from cc_model import from_pretrained, patch_model
 from cc_model.data.collator import ParallelCollator
+from cc_model.integrations.trainer import SimulatedTraining
 from train.common.models import new_model, new_tokenizer
 from train.data import build_rows
 from train.sft import main as sft
-from train.simulated import SimulatedTraining
 
 SCRATCH = {
     "model_type": "llama",

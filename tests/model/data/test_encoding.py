@@ -1,4 +1,4 @@
-"""Every answer teaches the model where to stop, whatever template and answer end with; bad text names row and column."""
+"""Every answer teaches the model where to stop, whatever template and answer end with; bad text names its row."""
 
 import pytest
 from word_tokenizers import ROW, make_tokenizer
@@ -83,7 +83,9 @@ CHAT = [{"role": "user", "content": "eins"}, {"role": "assistant", "content": "z
     ],
 )
 def test_lone_surrogates(row, column):
-    with pytest.raises(ValueError, match=f"row 1: column '{column}' must be valid Unicode text, got the lone surrogate"):
+    with pytest.raises(
+        ValueError, match=f"row 1: column '{column}' must be valid Unicode text, got the lone surrogate"
+    ):
         Encoder(make_tokenizer("plain")).encode([ROW, row], answers=True)
     whole = {**ROW, "output": "zwei 😀"}
     assert Encoder(make_tokenizer("plain")).encode([whole], answers=True)[0].answer
