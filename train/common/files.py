@@ -63,7 +63,8 @@ def read_records(path: str | os.PathLike[str], argument: str, text_column: str |
         raise ValueError(f"{argument}: expected a file of type {', '.join(SUFFIXES)}, got {file.name!r}")
     lines = _lines(file, argument)
     if suffix in CSV:
-        return list(_csv(lines, file, argument))
+        return list(_csv("\n".join(lines), file, argument))
+    lines = [line.removesuffix("\r") for line in lines]
     if suffix in JSON:
         starts = next((line for line in lines if line.strip()), "").lstrip()
         array = _array("\n".join(lines), file, argument) if starts.startswith("[") else None
@@ -72,11 +73,11 @@ def read_records(path: str | os.PathLike[str], argument: str, text_column: str |
 
 
 def _lines(file: Path, argument: str) -> list[str]:
-    """The lines of a UTF-8 file, without their ends and without the byte order mark."""
+    """The lines of a UTF-8 file without `\\n` and without the byte order mark."""
     lines = []
     for number, line in enumerate(file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         try:
-            lines.append(line.removesuffix(b"\r").decode("utf-8"))
+            lines.append(line.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise ValueError(f"{argument}: expected UTF-8 text, line {number} of {file} is not: {error}") from None
     return lines
@@ -111,9 +112,9 @@ def _array(text: str, file: Path, argument: str) -> list[Record] | None:
     return [Record(f"entry {number}", row) for number, row in enumerate(rows, start=1)]
 
 
-def _csv(lines: list[str], file: Path, argument: str) -> Iterator[Record]:
+def _csv(text: str, file: Path, argument: str) -> Iterator[Record]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a text may be longer than the 128 KiB that csv allows
-    reader = csv.reader(io.StringIO("\n".join(lines), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     columns: list[str] = []
     try:
         for cells in reader:

@@ -35,10 +35,11 @@ def new_tokenizer(rows: Iterable[Mapping[str, Any]], vocab_size: int) -> Any:
 
 
 def _texts(rows: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+    """Every text of the rows; what should be one and is none is for `check_rows` to name."""
     for row in rows:
-        yield from (row[column] for column in TEXT_COLUMNS if row.get(column))
-        for column in ("messages", "messages_en"):
-            yield from (message["content"] for message in row.get(column) or [])
+        turns = [turn for column in ("messages", "messages_en") for turn in row.get(column) or []]
+        found = [*map(row.get, TEXT_COLUMNS), *(turn["content"] for turn in turns if isinstance(turn, Mapping))]
+        yield from (text for text in found if text and isinstance(text, str))
 
 
 def new_model(fields: Mapping[str, Any], tokenizer: Any) -> Any:

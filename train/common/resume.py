@@ -117,16 +117,23 @@ def check_parts(checkpoint: str, model: Any, tokenizer: Any, options: ModelArgum
     if (folder / "config.json").is_file():
         old = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         new = json.loads(model.config.to_json_string(use_diff=False))
-        for name, value in old.items():
-            if name not in NOT_THE_MODEL and not name.startswith("_") and name in new and new[name] != value:
-                named = "scratch_vocab_size" if (name, source) == ("vocab_size", "scratch") else source
-                raise _other(named, checkpoint, f"{name}={value}", f"{name}={new[name]}")
+        differing = [name for name in old if _is_of_the_model(name) and name in new and new[name] != old[name]]
+        if differing:
+            name = min(
+                differing, key=lambda name: f'"{name}"' not in (options.scratch or "")
+            )  # what was asked for first
+            named = "scratch_vocab_size" if (name, source) == ("vocab_size", "scratch") else source
+            raise _other(named, checkpoint, f"{name}={old[name]}", f"{name}={new[name]}")
         dtype, now = old.get("dtype", old.get("torch_dtype")), str(model.dtype).removeprefix("torch.")
         # DeepSpeed saves its own 16-bit weights: with the option of then, the kept numbers are not asked.
         if dtype not in (None, now) and kept.get("model", {}).get("dtype") != options.dtype:
             raise _other("dtype", checkpoint, dtype, now)
     if any(folder.glob("tokenizer*")):
         _check_tokenizer(checkpoint, load_tokenizer(checkpoint), tokenizer, options)
+
+
+def _is_of_the_model(name: str) -> bool:
+    return name not in NOT_THE_MODEL and not name.startswith("_")
 
 
 def _check_tokenizer(checkpoint: str, old: Any, new: Any, options: ModelArguments) -> None:
