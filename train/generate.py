@@ -19,7 +19,7 @@ from transformers import set_seed
 from cc_model.data.collator import ParallelCollator
 from cc_model.files import write_text
 from train.common.answers import generate_answers
-from train.common.arguments import option, parse
+from train.common.arguments import as_typed, option, parse
 from train.common.console import open_console, say
 from train.common.files import json_lines, output_file, read_records
 from train.common.models import load_trained
@@ -71,7 +71,7 @@ def read_prompts(options: GenerateArguments) -> list[dict[str, Any]]:
         >>> read_prompts(GenerateArguments(prompt=["Hallo"]))
         [{'instruction': 'Hallo'}]
     """
-    rows: list[dict[str, Any]] = [{"instruction": text} for text in options.prompt or []]
+    rows: list[dict[str, Any]] = [{"instruction": as_typed(text)} for text in options.prompt or []]
     if options.file is not None:
         records = read_records(options.file, "file", text_column="instruction")
         rows += [record.row for record in records[: options.max_prompts]]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from accelerate import PartialState
@@ -25,7 +25,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from cc_model.data.collator import ParallelCollator
 from cc_model.files import write_text
 from cc_model.integrations.trainer import CCTrainer, SimulatedTraining
-from train.common.arguments import CollatorArguments, DataArguments, ModelArguments, SftArguments, parse
+from train.common.arguments import CollatorArguments, DataArguments, ModelArguments, SftArguments, as_typed, parse
 from train.common.checkpoints import last_complete_checkpoint
 from train.common.console import open_console, say
 from train.common.files import output_folder
@@ -89,6 +89,8 @@ def run_sft(
     """
     console = open_console(console)
     checkpoint = find_checkpoint(arguments)
+    if token_options.system is not None:
+        token_options = replace(token_options, system=as_typed(token_options.system))
     options = options_of(model_options, data_options, token_options)
     if checkpoint is not None:
         check_options(checkpoint, options)

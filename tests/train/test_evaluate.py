@@ -16,7 +16,7 @@ from rich.console import Console
 from cc_model import connection_disabled
 from train.common.answers import generate_answers
 from train.common.models import load_trained
-from train.evaluate import EvaluateArguments, main, run_evaluate
+from train.evaluate import EvaluateArguments, chosen_modes, main, run_evaluate
 from train.evaluation.benchmarks import BENCHMARKS, languages_of, prompts
 from train.evaluation.runs import Runs
 from train.evaluation.scorers import exact_match, f1, rouge_l
@@ -215,6 +215,63 @@ def test_baseline_and_unpatched_models(root, tmp_path, capsys):
         result(tmp_path / kind, "mmmlu", "ko", "vanilla")["results"][0]["logprobs"] for kind in ("out", "alone")
     ]
     assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-3)
+
+
+def test_three_modes_side_by_side(root, tmp_path):
+    """The same weights without the connection, and another model that never had one."""
+    other = str(write_model(tmp_path / "vanilla", patched=False, seed=5))
+    chosen = {"benchmarks": "mmmlu,mkqa", "languages": "ko", "mode": "matrix,off,vanilla", "baseline": other}
+    summary = run_evaluate(options(root, tmp_path / "out", **chosen))
+    (line,) = summary["mmmlu"]["lines"]
+    assert set(line) == {"language", "rows", "constant", "vanilla", "off", "matrix", "differences"}
+    for mode in ("vanilla", "off"):
+        assert line["differences"][mode][0] == pytest.approx(line["matrix"]["acc"] - line[mode]["acc"], abs=1e-3)
+    table = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
+    names = [
+        "language",
+        "rows",
+        "constant",
+        "vanilla",
+        "off",
+        "matrix",
+        "matrix − vanilla [95 %]",
+        "matrix − off [95 %]",
+    ]
+    assert f"| {' | '.join(names)} |" in table
+    with Image.open(tmp_path / "out" / "differences.png") as image:
+        assert image.width > 300
+
+
+@pytest.mark.parametrize(
+    ("mode", "baseline", "modes", "told"),
+    [
+        (None, False, ["off", "matrix"], []),
+        (None, True, ["vanilla", "matrix"], []),
+        ("vanilla,connected", False, ["off", "matrix"], ["vanilla is now off", "connected is now matrix"]),
+        ("connected", False, ["matrix"], ["connected is now matrix"]),
+        ("vanilla", False, ["off"], ["vanilla is now off"]),
+        ("vanilla,connected", True, ["vanilla", "matrix"], ["connected is now matrix"]),
+        ("matrix, off", True, ["off", "matrix"], []),
+    ],
+)
+def test_names_of_an_earlier_version(root, mode, baseline, modes, told):
+    console = Console(record=True, width=80)
+    given = options(root, root / "unused", mode=mode, baseline="somewhere" if baseline else None)
+    assert chosen_modes(given, console) == modes
+    shown = console.export_text()
+    assert all(f"--mode {part}: " in shown for part in told)
+    assert shown.count("is now") == len(told)
+
+
+def test_a_model_without_a_connection_is_vanilla(tmp_path):
+    plain = write_model(tmp_path / "plain", patched=False)
+    console = Console(record=True, width=80)
+    assert chosen_modes(EvaluateArguments(str(plain)), console) == ["vanilla"]
+    for mode in ("off", "matrix", "vanilla,connected"):
+        with pytest.raises(
+            ValueError, match=r"mode: .*plain was trained with --method vanilla, it answers in the mode va"
+        ):
+            chosen_modes(EvaluateArguments(str(plain), mode=mode), console)
 
 
 def test_command_line(root, tmp_path, capsys):

@@ -8,8 +8,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -143,6 +141,21 @@ HELP = {
 }
 
 
+def as_typed(text: str) -> str:
+    """A text of the command line as it was typed.
+
+    Where the locale is not UTF-8, Python has the bytes of the command line as surrogates. Names of files stay so.
+
+    Example:
+        >>> as_typed("\\udce6\\udc97\\udca5")
+        '日'
+    """
+    try:
+        return text.encode("ascii", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        return text
+
+
 class _Help(argparse.HelpFormatter):
     """One spelling per option, with its default."""
 
@@ -182,7 +195,7 @@ def parse(
         ('rows.jsonl', 10, 'train')
     """
     open_console()  # for --help
-    given = list(map(_as_typed, sys.argv[1:] if arguments is None else arguments))
+    given = list(sys.argv[1:] if arguments is None else arguments)
     renamed = renamed or {}
     parser = HfArgumentParser(
         groups,  # type: ignore[arg-type]
@@ -205,14 +218,6 @@ def parse(
         return parser.parse_args_into_dataclasses(given, look_for_args_file=False)
     except (ValueError, ImportError) as error:
         parser.error(str(error))
-
-
-def _as_typed(text: str) -> str:
-    """An argument as it was typed, in UTF-8: where the locale is not UTF-8, Python has its bytes as surrogates."""
-    try:
-        return os.fsencode(text).decode("utf-8") if re.search("[\udc80-\udcff]", text) else text
-    except ValueError:
-        return text
 
 
 def _new_name(text: str, renamed: Mapping[str, str], prog: str) -> str:
@@ -266,6 +271,7 @@ __all__ = [
     "DataArguments",
     "ModelArguments",
     "SftArguments",
+    "as_typed",
     "connection_config",
     "option",
     "parse",
