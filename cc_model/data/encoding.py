@@ -211,10 +211,12 @@ def _turns(feature: Mapping[str, Any], column: str, where: str) -> list[Message]
     if not turns:
         raise ValueError(f"{where}: column {column!r} must hold at least one message, got none")
     for turn in turns:
-        texts = isinstance(turn, Mapping) and [turn.get(key) for key in ("role", "content")]
-        if not texts or not all(isinstance(text, str) for text in texts):
-            raise TypeError(f"{where}: column {column!r}: expected messages with text 'role' and 'content', got {turn}")
+        texts = [turn.get(key) for key in ("role", "content")] if isinstance(turn, Mapping) else [None]
         for text in texts:
+            if not isinstance(text, str):
+                raise TypeError(
+                    f"{where}: column {column!r}: expected messages with text 'role' and 'content', got {turn}"
+                )
             check_unicode(text, f"{where}: column {column!r}")
     return list(turns)
 
@@ -232,7 +234,7 @@ def check_unicode(text: str, where: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{where} must be valid Unicode text, got the lone surrogate {text[error.start]!r} at character {error.start}"
+            f"{where} must be valid Unicode text, got the lone surrogate {text[error.start]!r} at {error.start}"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""`transformers.Trainer` for a patched model: it logs which layers are connected, and can train on simulated activations.
+"""transformers' Trainer for a patched model: it logs which layers are picked, and trains on simulated activations.
 
 Needs accelerate, as `transformers.Trainer` does. `import cc_model` does not import this module.
 """
@@ -24,7 +24,7 @@ STOCK_KEYS = ("input_ids", "attention_mask", "position_ids", "labels")
 
 
 class PlainCollator:
-    """Leaves out of a `ParallelCollator`'s batches what only a patched model takes: for training `vanilla` on equal rows.
+    """Leaves out of a `ParallelCollator`'s batches what only a patched model takes: to train vanilla on equal rows.
 
     Args:
         collator: whose batches it gives.

@@ -24,8 +24,10 @@ BY_WHAT_THEY_GIVE = ("scratch", "scratch_vocab_size", "tokenizer", "chat_templat
 COLUMNS = ("instruction_column", "instruction_en_column", "output_column")
 SIMULATED = ("simulated_ramp", "refit_steps")
 # Entries of a model's configuration that say how it was made or is run, not what it is.
-NOT_THE_MODEL = ("transformers_version", "use_cache", "architectures", "dtype", "torch_dtype")
-NOT_THE_MODEL += ("bos_token_id", "eos_token_id", "pad_token_id", "keys_to_ignore_at_inference")  # Trainer's, and ours
+NOT_THE_MODEL = (
+    *("transformers_version", "use_cache", "architectures", "dtype", "torch_dtype"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "keys_to_ignore_at_inference"),  # set by Trainer, and by us
+)
 
 
 class KeepOptions(TrainerCallback):
