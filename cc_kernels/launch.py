@@ -124,6 +124,11 @@ def _first_launch(kernel: Any, grid: tuple[int, ...], arguments: dict[str, Any])
     return kernel[grid](**arguments)[(*grid, 1, 1)[:3]]
 
 
+def constants(config: Any) -> dict[str, Any]:
+    """The fields of a configuration as arguments of a launch: block sizes in capitals, options as they are called."""
+    return {name if name.startswith("num_") else name.upper(): value for name, value in vars(config).items()}
+
+
 def arithmetic_dtype(dtype: torch.dtype) -> Any:
     """Triton's name for the dtype in which a kernel calculates on `dtype`: fp64 for fp64, else fp32."""
     return tl.float64 if dtype == torch.float64 else tl.float32

@@ -58,7 +58,7 @@ def _add_rows(model: ModelShape, dtype: torch.dtype, batches: tuple[int, ...]) -
 
 
 def _decision(model: ModelShape, dtype: torch.dtype, batches: tuple[int, ...]) -> None:
-    """`decide` and `connect`: training with noise, inference with a folded matrix, and the backward of both."""
+    """`decide` and `connect`: training with noise, inference with a folded matrix, with `rows`, and the backward."""
     forward, backward = _op_module("decision.forward").forward, _op_module("decision.backward").backward
     layers, width = model.layers, model.hidden
     weight = _empty(layers, width, dtype=dtype)
@@ -75,6 +75,11 @@ def _decision(model: ModelShape, dtype: torch.dtype, batches: tuple[int, ...]) -
             backward(embeds, None, bank, weight, weights, weights, vector, 1.0, want_bank, want_embeds)
         for grad_update in (None, embeds):
             backward(grad_update, weights, bank, weight, weights, weights, None, 1.0, True, True)
+        rows = _empty(count, dtype=torch.int64)
+        for hard, bank_weight in ((True, None), (False, None), *((True, matrix) for matrix in folded)):
+            forward(bank, embeds, weight, noise, 1.0, hard, bank_weight, True, rows)
+        for want_bank in (True, False):
+            backward(embeds, None, bank, weight, weights, weights, vector, 1.0, want_bank, True, rows)
 
 
 def _transform_rows(model: ModelShape, dtype: torch.dtype, batches: tuple[int, ...]) -> None:

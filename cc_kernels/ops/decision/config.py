@@ -73,13 +73,15 @@ def _warps(elements: int, element_size: int, warp_size: int) -> int:
 def bank_config(
     layers: int, rows: int, width: int, element_size: int, warp_size: int, per_layer: bool = False
 ) -> BankConfig:
-    """Up to 16 rows, and columns in blocks of 32, wider where that leaves 128 blocks; then as many layers as fit.
+    """The tile of the first launch forward: rows, columns and layers.
 
-    The rows of a group share what they read of W, which would otherwise come from L2 once for each row: as many bytes
-    as the bank itself. A block of 32 columns is 64 bytes of every row in bf16, two sectors of the memory. A folded
-    matrix per layer (`per_layer`) is most of what is read, so that one row is taken; it keeps a tile of sums beside the
-    one that it loads, so that its tiles are smaller. In fp32 tiles of twice the size spilled on sm_100 at L=128 and
-    d=16384.
+    A tile takes up to 16 rows. They share what they read of W; alone, each row would read all of W from L2, as many
+    bytes as its bank. It takes 32 columns, and more where 128 blocks of columns remain: 32 columns are 64 bytes of a
+    row in bf16, two sectors of the memory. It takes as many layers as then fit into `TILE_BYTES`, in fp32 into half of
+    that: full tiles spilled on sm_100 at L=128 and d=16384.
+
+    With a folded matrix per layer (`per_layer`) a tile has one row, because nearly all bytes are those of the matrix,
+    and half as many elements, because a tile of sums stays in registers beside the one that is read.
 
     On an H100 in bf16 both launches of `connect` together take 10.3 µs at L=32, K=16, d=4096, 25.7 at L=80, d=8192 and
     60.4 at L=128, d=16384. One row per program, which read W once for each row, took 15.4, 57.2 and 169.8.
@@ -155,6 +157,6 @@ def output_config(layers: int, rows: int, width: int, partials: int, select: boo
         block_partials=min(power_of_two(partials), max(TILE // block_layers, 1)),
         block_width=block_width,
         steps=steps,
-        width_blocks=blocks(width, block_width * steps),
+        width_blocks=max(blocks(width, block_width * steps), 1),
         num_warps=(128 if select or width == 1 else MOST_THREADS) // warp_size,
     )
