@@ -2,9 +2,10 @@
 
 A document marks the places, and what stands between a mark and `<!-- end -->` is replaced:
 
-    <!-- newest: KIND PART ON WORDS -->   the newest table of a part of a kind, made on a `cpu` or a `gpu`, whose title
-                                          has WORDS in it; below it the record, its commit, and whether its code changed
-    <!-- show: NAME -->                   goals, missed, headlines or floors
+    <!-- newest: KIND PART ON WORDS -->   the newest table of a part of a kind that was made on a `cpu` or a `gpu`, with
+                                          WORDS in its title (several: `1b,; step, 8`); below it record and commit, with
+                                          a dagger where the code has changed since
+    <!-- show: NAME -->                   goals, missed, headlines, jobs or floors
     <!-- record: PATH 2 -->               all tables of one record, or the second alone
 
 Pictures of the newest records are written beside them (docs/images).
@@ -20,6 +21,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.jobs.planning import calls_table
 from benchmarks.measure.record import ROOT
 from benchmarks.show.goals import GOALS, goal_table, missed
 from benchmarks.show.headlines import headline_table
@@ -32,9 +34,9 @@ from cc_model.files import write_text
 
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "kernels.md", ROOT / "docs" / "benchmarks.md")
 # Where a picture lies, of which newest table it is, and what draws it.
-PICTURES: dict[str, tuple[tuple[str, str, str, str], Callable[..., Path]]] = {
-    "docs/images/training-gpu.png": (("profile_fusion", "train", "gpu", "1b"), throughput_plot),
-    "docs/images/first-token-cpu.png": (("profile_fusion", "curve", "cpu", "small"), curve_plot),
+PICTURES: dict[str, tuple[tuple[str, ...], Callable[..., Path]]] = {
+    "docs/images/training-gpu.png": (("profile_fusion", "train", "gpu", "1b,", "step, 8"), throughput_plot),
+    "docs/images/first-token-cpu.png": (("profile_fusion", "curve", "cpu", "small,"), curve_plot),
 }
 NOT_MEASURED = "Not measured yet."
 _PLACE = re.compile(r"(<!-- (newest|show|record): ([^\n]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -53,6 +55,7 @@ SHOWN: dict[str, Callable[[Library], str]] = {
     "goals": lambda library: goal_table(library).markdown(),
     "missed": lambda library: _missed(library) or "Every goal that was measured is met.",
     "headlines": lambda library: headline_table(library).markdown(),
+    "jobs": lambda library: calls_table().markdown(),
     "floors": lambda library: floors.table(),
 }
 
@@ -67,7 +70,7 @@ def _newest(asked: str, library: Library, root: Path) -> str:
     kind, part, on, *words = asked.split(" ", 3)
     if kind not in KINDS or on not in ("cpu", "gpu"):
         raise ValueError(f"newest: expected KIND PART cpu|gpu WORDS with a kind of {', '.join(KINDS)}, got {asked!r}")
-    found = next(library.tables(kind, part, on, *words), None)
+    found = next(library.tables(kind, part, on, *"".join(words).split("; ")), None)
     return NOT_MEASURED if found is None else f"{found[0].markdown()}\n\n{_of(found[0], found[1])}"
 
 
@@ -102,7 +105,8 @@ def filled(text: str, library: Library, root: Path = ROOT) -> str:
 
 def picture_of(name: str, library: Library) -> tuple[Stored, str] | None:
     """The newest record that a picture shows, and the digest of its numbers, which is kept in the file; or None."""
-    found = next(library.tables(*PICTURES[name][0]), None)
+    kind, part, on, *words = PICTURES[name][0]
+    found = next(library.tables(kind, part, on, *words), None)
     if found is None:
         return None
     table, stored = found
@@ -110,12 +114,22 @@ def picture_of(name: str, library: Library) -> tuple[Stored, str] | None:
     return stored, f"{stored.name} {hashlib.sha256(numbers.encode()).hexdigest()[:16]}"
 
 
+def drawn_of(path: Path) -> str | None:
+    """Of what a picture was drawn, as it says itself."""
+    from PIL import Image
+
+    if not path.is_file():
+        return None
+    with Image.open(path) as image:
+        return image.info.get("Description")
+
+
 def draw(library: Library, root: Path = ROOT) -> list[Path]:
-    """Write the pictures; those without a record are left alone."""
+    """Write the pictures that show something else than the newest record; those without a record are left alone."""
     made = []
     for name, (_, plot) in PICTURES.items():
         found = picture_of(name, library)
-        if found is not None:
+        if found is not None and drawn_of(root / name) != found[1]:
             made.append(plot(found[0].record, root / name, of=found[1]))
     return made
 

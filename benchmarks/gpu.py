@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks.jobs import book
 from benchmarks.jobs.listing import JOBS, Job
+from benchmarks.jobs.planning import fitting
 from benchmarks.jobs.prepare import prepare
 from benchmarks.jobs.running import Ended, run
 from benchmarks.show.library import RESULTS
@@ -52,23 +53,16 @@ def obstacle(job: Job, arguments: argparse.Namespace) -> str:
 
 
 def plan(arguments: argparse.Namespace, answers: dict[str, str]) -> Table:
-    """The jobs in order: what each answers, its seconds, when it would have ended, and what stands in its way."""
-    rows, end = [], 0
-    for job in JOBS:
-        if arguments.only and job.name not in arguments.only:
-            continue
-        why = obstacle(job, arguments)
-        if job.name in answers and not arguments.only:
-            state = f"answered: {answers[job.name]}"
-        elif why:
-            state = f"left out: {why}"
-        else:
-            end += job.seconds
-            state = f"ends after {end} s" + (
-                "" if end <= 60 * arguments.minutes else f", past {arguments.minutes:g} minutes"
-            )
-        rows.append([job.name, job.answers, str(job.seconds), state])
-    return Table(f"Jobs for {arguments.minutes:g} minutes", ["job", "answers", "seconds", "state"], rows)
+    """The jobs in order: what each answers, its seconds, and whether and until when this call runs it."""
+    asked = [job for job in JOBS if not arguments.only or job.name in arguments.only]
+    states = {job.name: f"left out: {why}" for job in asked if (why := obstacle(job, arguments))}
+    states |= {name: f"answered: {by}" for name, by in answers.items() if not arguments.only}
+    end = 0
+    for job in fitting([job for job in asked if job.name not in states], arguments.minutes):
+        end += job.seconds
+        states[job.name] = f"ends after about {end} s"
+    rows = [[job.name, job.answers, str(job.seconds), states.get(job.name, "no time left")] for job in asked]
+    return Table(f"Jobs for {arguments.minutes:g} minutes", ["job", "answers", "seconds", "this call"], rows)
 
 
 def command_of(job: Job, arguments: argparse.Namespace, folder: Path, seconds: float) -> list[str]:

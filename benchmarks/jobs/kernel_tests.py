@@ -27,7 +27,7 @@ WITHOUT_GPU = (
     "tests/kernels/test_aot.py",
     "tests/kernels/test_floors.py",
     "tests/kernels/test_gate_up_matmul.py",
-    "tests/kernels/test_gpu_check.py",
+    "tests/kernels/test_op_benchmarks.py",
     "tests/kernels/test_interpreted.py",
     "tests/kernels/test_stream_config.py",
     "tests/golden/test_golden_interpreted.py",

@@ -22,6 +22,7 @@ class Job:
         command: on a GPU.
         smoke: on a CPU, in miniature.
         needs: a folder of what was prepared, without which the job is left out.
+        least: seconds that are enough for an answer, where more give a better one.
         timed: whether the command takes `--out FILE --seconds N`; otherwise it leaves one JSON file in `{folder}`.
     """
 
@@ -33,11 +34,12 @@ class Job:
     smoke: str
     needs: str = ""
     timed: bool = True
+    least: int = 0
 
     @property
     def fewest_seconds(self) -> int:
         """With less time left it is not started, because it would end without an answer."""
-        return self.seconds * 2 // 3
+        return self.least or self.seconds * 2 // 3
 
 
 _TESTS, _OPS, _FUSION = "benchmarks.jobs.kernel_tests", "benchmarks.ops.__main__", "benchmarks.profile_fusion"
@@ -64,7 +66,7 @@ def _ops(name: str, answers: str, seconds: int, *ops: str) -> Job:
 
 def _study(name: str, answers: str, seconds: int, needs: str, arguments: str) -> Job:
     command = f"{_STUDY} {arguments} --data {{prepared}}/{needs}/rows"
-    return Job(name, answers, seconds, ("experiment",), command, _TINY_STUDY, needs)
+    return Job(name, answers, seconds, ("experiment",), command, _TINY_STUDY, needs, least=60)
 
 
 _LISTED = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.show.library import Library, Stored
+from benchmarks.show.library import CHANGED, Library, Stored
 from benchmarks.show.table import Number, Table
 
 
@@ -123,10 +123,9 @@ def headline_table(library: Library) -> Table:
         share = f", {numbers[line.share].value:.0%} of the read bandwidth" if line.share in numbers else ""
         named = {line.number.format(name): title for name, title in line.others.items()}
         others = [f"{title} {line.write(numbers[name].value)}" for name, title in named.items() if name in numbers]
-        changed = "" if stored.is_current(ours.part) else ", changed since"
-        where = f"{stored.device}, {stored.commit}{changed}"
+        where = f"{stored.device}, {stored.commit}{'' if stored.is_current(ours.part) else CHANGED}"
         rows.append([line.what, f"{line.write(ours.value)}{share}".replace("%", " %"), ", ".join(others), where])
-    return Table("", ["", "ours", "others", "on, commit"], rows)
+    return Table("", ["", "ours", "others", "on, of commit"], rows)
 
 
 __all__ = ["HEADLINES", "Headline", "headline_table"]

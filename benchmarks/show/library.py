@@ -14,6 +14,7 @@ from benchmarks.show.kinds import kind_of, read
 from benchmarks.show.table import Number, Record, Table
 
 RESULTS = ROOT / "benchmarks" / "results"
+CHANGED = " †"  # the code that a number depends on is not the code that it was measured of, or nobody recorded which
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,8 @@ class Stored:
         return known is not None and part in SOURCES and known == content(part)
 
     def provenance(self, part: str) -> str:
-        """Where a number comes from, in words; says so where its code has changed since."""
-        changed = "" if self.is_current(part) else "; **its code has changed since**"
-        return f"`{self.name}`, commit {self.commit}{changed}"
+        """Where a number comes from; marked where its code has changed since."""
+        return f"`{self.name}`, {self.commit}{'' if self.is_current(part) else CHANGED}"
 
     def age(self, part: str) -> tuple[bool, str, str]:
         """Grows with newness: the present code before others, then by the commit's date, then by name."""
@@ -87,14 +87,18 @@ class Library:
         of = [(stored, kind_of(stored.record).numbers(stored.record)) for stored in self.stored]
         return [(stored, {number.name: number for number in numbers}) for stored, numbers in of]
 
-    def tables(self, kind: str, part: str, on: str, title: str = "") -> Iterator[tuple[Table, Stored]]:
-        """Tables of one kind and part, newest code first; of those whose title has `title` in it."""
+    def tables(self, kind: str, part: str, on: str, *words: str) -> Iterator[tuple[Table, Stored]]:
+        """Tables of one kind and part, newest code first; of those whose title has all `words` in it."""
         found = []
         for stored in self.stored:
             if stored.record["kind"] == kind and stored.on == on:
                 tables = kind_of(stored.record).tables(stored.record)
-                found += [(table, stored) for table in tables if table.part == part and title in table.title]
+                found += [
+                    (table, stored)
+                    for table in tables
+                    if table.part == part and all(word in table.title for word in words)
+                ]
         yield from sorted(found, key=lambda pair: pair[1].age(part), reverse=True)
 
 
-__all__ = ["RESULTS", "Library", "Stored"]
+__all__ = ["CHANGED", "RESULTS", "Library", "Stored"]

@@ -28,6 +28,8 @@ def tables(record: Record) -> Iterator[Table]:
         for row in rows:
             if "left out" not in row:
                 cases.setdefault(row["case"], {})[row["implementation"]] = row
+        if not cases:  # there was no time for any
+            continue
         device = record["facts"].get("gpu") or record["facts"].get("device")
         reads = any("share_of_read" in row for row in rows)
         title = f"{op}, {device}: µs on the device (share of the bandwidth of a {'read' if reads else 'copy'})"

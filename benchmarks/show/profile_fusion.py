@@ -78,7 +78,8 @@ def training_table(record: Record) -> Table:
     what = f"{section['rows']} × {section['tokens']} tokens, pivot {section['pivot']}, {section['optimizer']}"
     alone = section["predicted_forward_backward"]
     predicted = f"FLOPs predict {section['predicted']:.3f} (forward and backward {alone:.3f})"
-    return Table(f"{title_of(record)}: training step, {what}; {predicted}", header, rows, "train")
+    compiled = " with compiled layers" if any(name.endswith("+compile") for name in section["modes"]) else ""
+    return Table(f"{title_of(record)}: training step{compiled}, {what}; {predicted}", header, rows, "train")
 
 
 def inference_table(record: Record, part: str) -> Table:
