@@ -67,10 +67,10 @@ def _show(asked: str, library: Library, root: Path) -> str:
 
 
 def _newest(asked: str, library: Library, root: Path) -> str:
-    kind, part, on, *words = asked.split(" ", 3)
+    kind, part, on, words = (asked.split(" ", 3) + [""] * 3)[:4]
     if kind not in KINDS or on not in ("cpu", "gpu"):
         raise ValueError(f"newest: expected KIND PART cpu|gpu WORDS with a kind of {', '.join(KINDS)}, got {asked!r}")
-    found = next(library.tables(kind, part, on, *"".join(words).split("; ")), None)
+    found = next(library.tables(kind, part, on, *words.split("; ")), None)
     return NOT_MEASURED if found is None else f"{found[0].markdown()}\n\n{_of(found[0], found[1])}"
 
 

@@ -14,8 +14,8 @@ def fitting(jobs: Iterable[Job], minutes: float) -> list[Job]:
     """The jobs that a call of so many minutes runs, in order: one for which too little is left is passed over.
 
     Example:
-        >>> [job.name for job in fitting(JOBS, 1.0)]
-        ['golden', 'connect', 'add-rows']
+        >>> [job.name for job in fitting(JOBS, 0.5)][:1], fitting(JOBS, 0.05)
+        (['golden'], [])
     """
     left, chosen = 60 * minutes, []
     for job in jobs:
@@ -27,7 +27,8 @@ def fitting(jobs: Iterable[Job], minutes: float) -> list[Job]:
 
 def calls_table(calls: Sequence[float] = CALLS) -> Table:
     """Every job, what it answers, its seconds, and which of some calls after one another has room for it."""
-    waiting, call_of = list(JOBS), {}
+    waiting = list(JOBS)
+    call_of: dict[str, str] = {}
     for number, minutes in enumerate(calls, 1):
         chosen = fitting(waiting, minutes)
         call_of |= {job.name: f"{number} ({minutes:g} minutes)" for job in chosen}
