@@ -65,7 +65,7 @@ def _ops(name: str, answers: str, seconds: int, *ops: str) -> Job:
 
 
 def _study(name: str, answers: str, seconds: int, needs: str, arguments: str) -> Job:
-    command = f"{_STUDY} {arguments} --data {{prepared}}/{needs}/rows"
+    command = f"{_STUDY} {arguments} --data {{prepared}}/{needs.split('/')[0]}/rows"
     return Job(name, answers, seconds, ("experiment",), command, _TINY_STUDY, needs, least=60)
 
 
@@ -111,7 +111,7 @@ _LISTED = (
         "experiment-smollm2",
         "does the connection help SmolLM2-135M on held-out facts",
         200,
-        "smollm2",
+        "smollm2/model",
         "train/configs/experiment_smollm2.yaml --model {prepared}/smollm2/model --jobs 10",
     ),
     _study(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 MOST_BYTES = 60 * 2**20
@@ -40,22 +40,32 @@ def prepare(folder: Path, most_bytes: int = MOST_BYTES) -> list[str]:
     return said
 
 
-def _weights(folder: Path, most_bytes: int) -> str:
-    from train.smollm2 import convert, find_gguf
+def find_weights() -> tuple[Path, int]:
+    """The weights of SmolLM2 as they are installed, and how many numbers they are.
 
-    try:
-        gguf = find_gguf()
-        parameters = _parameters(gguf)
-    except (ValueError, importlib.metadata.PackageNotFoundError) as error:
-        return f"SmolLM2 is left out: {error}"
-    needed = 2 * parameters
-    if needed > most_bytes:
-        return f"SmolLM2 is left out: {needed / 2**20:.0f} MiB in {DTYPE}, {most_bytes / 2**20:.0f} are left"
-    convert(gguf, folder, DTYPE)
-    return f"{folder}: SmolLM2 in {DTYPE}"
+    Raises:
+        ValueError: the package with the weights, or the one that reads them, is not installed.
+    """
+    from train.smollm2 import find_gguf
 
-
-def _parameters(gguf: Path) -> int:
+    found = find_gguf()
+    if find_spec("gguf") is None:
+        raise ValueError("gguf: expected the package gguf, which reads the file: pip install gguf")
     from gguf import GGUFReader
 
-    return sum(int(tensor.n_elements) for tensor in GGUFReader(gguf).tensors)
+    return found, sum(int(tensor.n_elements) for tensor in GGUFReader(found).tensors)
+
+
+def _weights(folder: Path, most_bytes: int) -> str:
+    from train.smollm2 import convert
+
+    try:
+        gguf, numbers = find_weights()
+    except ValueError as error:
+        return f"SmolLM2 is left out: {error}"
+    needed = 2 * numbers
+    if needed > most_bytes:
+        left = f"{most_bytes / 2**20:.0f} are left"
+        return f"SmolLM2 is left out: {needed / 2**20:.0f} MiB in {DTYPE}, {left}; carry the folder {folder} otherwise"
+    convert(gguf, folder, DTYPE)
+    return f"{folder}: SmolLM2 in {DTYPE}"

@@ -93,6 +93,8 @@ def _child(module: str, arguments: list[str], log: Path, needs_gpu: bool) -> Non
             signal.signal(number, signal.SIG_DFL)
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(file, 1), os.dup2(file, 2)
+        # Whoever replaced these in the parent does not get what the job prints.
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", 1, closefd=False) for number in (1, 2))
         if needs_gpu and not _device_works():
             os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
         sys.argv = [module, *arguments]
