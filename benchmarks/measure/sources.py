@@ -18,9 +18,9 @@ from benchmarks.measure.record import ROOT
 # What times a call. `file::name` is one definition of a file.
 _ROUNDS = ("benchmarks/measure/interleaved.py",)
 _CLOCK = ("benchmarks/measure/timing.py",)
+_KERNELS = "cc_kernels/**/*.py"  # without what is only compiled ahead of time
 _MODEL = (
-    "cc_kernels/*.py",
-    "cc_kernels/ops/**/*.py",
+    _KERNELS,
     "cc_model/config.py",
     "cc_model/specs.py",
     "cc_model/patching/*.py",
@@ -51,9 +51,9 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "curve": _INFER,
     "run": (*_MODEL, "benchmarks/train_run.py"),
     "fit": ("cc_model/matrix/*.py", "cc_model/forward/bank.py", "benchmarks/fit_matrix.py"),
-    "host": ("cc_kernels/*.py", "cc_kernels/ops/**/*.py", "benchmarks/host_time.py"),
+    "host": (_KERNELS, "benchmarks/host_time.py"),
     "golden": (*_MODEL, "cc_model/generation*.py", "cc_model/matrix/*.py", "tests/golden/*.py"),
-    "tests": ("cc_kernels/*.py", "cc_kernels/ops/**/*.py", "tests/kernels/*.py"),
+    "tests": (_KERNELS, "tests/kernels/*.py"),
     "experiment": (*_MODEL, "train/experiment/*.py"),
     "tune": ("cc_kernels/ops/**/*.py", "benchmarks/tune.py", *_CLOCK),
     "swiglu": _op("swiglu"),
@@ -70,6 +70,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
         *_CLOCK,
     ),
 }
+_COMPILED_ONLY = "cc_kernels/aot"
 _UNCOUNTED_FIELDS = ("ctx", "kind", "type_comment", "type_ignores")
 
 
@@ -130,7 +131,7 @@ def _found(part: str, root: Path) -> Iterator[tuple[Path, str | None]]:
         raise ValueError(f"part: expected one of {', '.join(SOURCES)}, got {part!r}")
     for pattern in SOURCES[part]:
         glob, _, name = pattern.partition("::")
-        paths = sorted(root.glob(glob))
+        paths = [path for path in sorted(root.glob(glob)) if path.parent != root / _COMPILED_ONLY]
         if not paths:
             raise ValueError(f"sources of {part}: expected files at {glob}, found none")
         yield from ((path, name or None) for path in paths)

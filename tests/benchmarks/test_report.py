@@ -89,11 +89,9 @@ ROWS = [
 OPS = {"kind": "ops", "facts": FACTS, "copy": 1e12, "ops": {"swiglu": ROWS, "add_rows": ROWS[2:]}}
 TESTED = {"returncode": 0, "passed": 7, "skipped": 1, "failures": []}
 CHECK = {"sections": {"device": {"gpu": "a GPU", "torch": "2.11"}, "tests": TESTED, "copy": 1e12, "swiglu": ROWS}}
-HOST = {
-    "device": FACTS,
-    "dry": True,
-    "rows": [{"op": "swiglu", "implementation": "cc_kernels", "us": 9.5, "least_us": 9}],
-}
+CALL = {"op": "swiglu", "implementation": "cc_kernels", "us": 9.5, "least_us": 9}
+FORWARD = {"layers": 32, "implementation": "cc_model", "us": 900.0, "us_per_layer_beyond_two_stock": 4.25}
+HOST = {"device": FACTS, "dry": True, "rows": [CALL, FORWARD]}
 TUNE = [
     {"case": "swiglu 4x4", "knob": "swiglu_config", "candidate": {"block": size}, "us": {**SPREAD, "median": size / 64}}
     for size in (256, 128)
@@ -170,6 +168,7 @@ def test_every_kind_of_record(folder, tmp_path):
     assert "- refused or failed: swiglu 8x8, all: no time left" in page
     assert "| 7 | 0 | 0 | 1 | all ran |" in page
     assert "| swiglu | 9.5 |" in page
+    assert "| 32 | 4.2 |" in page
     assert "| swiglu_config | swiglu 4x4 | 4.00 | 2.00 | block 128 |" in page
     assert "| cc | 75.0 % | 2 |" in page
     assert "- refused or failed: job c: failed, out of memory" in page
