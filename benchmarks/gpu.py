@@ -27,6 +27,7 @@ from benchmarks.show.terminal import show_table
 
 START_SHARE = 0.75  # of a job's time is what its program is told; the rest is its start and its counting
 SMOKE_SECONDS = 60.0
+LIMIT_SHARE, LIMIT_EXTRA = 1.5, 10.0  # of a job's estimate, and seconds: then it is stopped
 
 
 def parser() -> argparse.ArgumentParser:
@@ -76,7 +77,7 @@ def command_of(job: Job, arguments: argparse.Namespace, folder: Path, seconds: f
 def run_job(job: Job, arguments: argparse.Namespace, left: float, kept: book.Book) -> str:
     """Run one job for at most `left` seconds; its state."""
     estimate = SMOKE_SECONDS if arguments.smoke else float(job.seconds)
-    limit = min(1.5 * estimate + 10, left)
+    limit = min(LIMIT_SHARE * estimate + LIMIT_EXTRA, left)
     # Deep enough not to be taken for a result: few files may come back from a machine, and gpu.json has it all.
     folder = (arguments.out / "jobs" / job.name / "work").resolve()
     command = command_of(job, arguments, folder, START_SHARE * min(estimate, limit))

@@ -204,7 +204,8 @@ def test_an_unusable_device_starts_a_fresh_interpreter(tmp_path, monkeypatch):
 # A run
 
 
-def test_what_ended_is_kept_whatever_comes_after(tmp_path, program, listed):
+def test_what_ended_is_kept_whatever_comes_after(tmp_path, program, listed, monkeypatch):
+    monkeypatch.setattr(gpu, "LIMIT_EXTRA", 0.5)
     jobs = (
         job("good", "told record {folder}/record.json"),
         job("broken", "told raise"),
