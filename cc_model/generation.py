@@ -13,7 +13,14 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from cc_model.compat import cache_of
 from cc_model.connection.notices import say_once
-from cc_model.data.columns import PIVOT_COLUMNS, check_connection_arguments, refuse_orphans
+from cc_model.data.columns import (
+    BATCH_SHAPE,
+    PIVOT_ARGUMENTS,
+    check_connection_arguments,
+    check_whole,
+    has_pivots,
+    refuse_orphans,
+)
 
 logger = logging.getLogger("cc_model")
 
@@ -103,9 +110,9 @@ def connected_generate(model: Any, stock: Callable[..., Any], args: tuple[Any, .
         kwargs: its keyword arguments, ours among them.
     """
     index = kwargs.pop("connection_index", None)
-    pivot = {name: kwargs.pop(name, None) for name in PIVOT_COLUMNS}
+    pivot = {name: kwargs.pop(name, None) for name in (*PIVOT_ARGUMENTS, BATCH_SHAPE)}
     connection = model.cc
-    has_pivot = pivot["pivot_input_ids"] is not None
+    has_pivot = has_pivots(pivot)
     if connection.enabled and not has_pivot:
         refuse_orphans(pivot, training=False)
         if connection.transform_matrix is None and say_once(connection, "no matrix"):
@@ -146,9 +153,7 @@ def _state(
     if index is None:
         index = torch.full((rows,), end - 1, device=device)
         return GenerationState(model, past, index, (end - 1, end - 1), english)
-    return GenerationState(
-        model, past, *_given_index(index, rows, given, end, past), _pivot_arguments(model, pivot, rows)
-    )
+    return GenerationState(model, past, *_given_index(index, rows, given, end, past), english)
 
 
 def _given_index(index: Any, rows: int, given: int, end: int, past: int) -> tuple[Tensor, tuple[int, int]]:
@@ -177,9 +182,9 @@ def _pivot_arguments(model: Any, pivot: dict[str, Tensor | None] | None, rows: i
     """Checked arguments of `PivotCall`."""
     if pivot is None:
         return None
+    check_whole(pivot)
     check_connection_arguments(pivot, rows, model.cc.num_layers)
-    ids, mask, index = (pivot[name] for name in PIVOT_COLUMNS)
-    return {"pivot_ids": ids, "pivot_mask": mask, "pivot_index": index}
+    return pivot
 
 
 def _refuse_unsupported_arguments(kwargs: dict[str, Any]) -> None:

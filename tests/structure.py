@@ -13,6 +13,7 @@ import argparse
 import ast
 import sys
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 PACKAGES = ("cc_kernels", "cc_model", "train", "benchmarks")
@@ -113,7 +114,7 @@ def walk(root: Path) -> dict[str, tuple[int, int, int]]:
     for name, run in runs().items():
         files = entered(root / "cc_model", run)
         rooms = {path.relative_to(root / "cc_model").parts[0] for path in files}
-        changes = sum(a != b for a, b in zip(files, files[1:]))
+        changes = sum(a != b for a, b in pairwise(files))
         result[name] = (len(rooms), len(set(files)), changes)
     return result
 

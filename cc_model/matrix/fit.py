@@ -16,7 +16,7 @@ from cc_model.distributed import Processes, in_one_piece, without_wrappers
 from cc_model.forward.bank import captured_bank
 from cc_model.matrix.quality import FitQuality, FitReport, measure
 from cc_model.matrix.statistics import LeastSquares, Reservoir
-from cc_model.patching.patch import unwrap
+from cc_model.specs import unwrap
 
 _INPUTS = ("input_ids", "attention_mask", INDEX)
 

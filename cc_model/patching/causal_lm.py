@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers.generation import CompileConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from cc_model.forward.calls import PlainCall
+from cc_model.forward.calls import ConnectedCall
 from cc_model.forward.passes import LayerSlot
 from cc_model.forward.plan import GENERATION_STEP, plan
 from cc_model.generation import connected_generate, current_generation, refuse_unsupported_mode
@@ -58,7 +58,7 @@ class PatchedCausalLM:
         named = dict(zip(self.cc_arguments, args), **kwargs)
         call = plan(self, named)
         output = inner(**named, cc_call=call)
-        if isinstance(call, PlainCall):
+        if not isinstance(call, ConnectedCall):
             return output
         if call.decision_weights is None:
             raise RuntimeError(
