@@ -25,7 +25,7 @@ from benchmarks.show.library import RESULTS
 from benchmarks.show.table import Table
 from benchmarks.show.terminal import show_table
 
-START_SHARE = 0.75  # of a job's time is what its program is told; the rest is its start and its counting
+TOLD_SHARE = 0.75  # of a job's limit is what its program is told; the rest is its start and its counting
 SMOKE_SECONDS = 60.0
 LIMIT_SHARE, LIMIT_EXTRA = 1.5, 10.0  # of a job's estimate, and seconds: then it is stopped
 
@@ -80,7 +80,7 @@ def run_job(job: Job, arguments: argparse.Namespace, left: float, kept: book.Boo
     limit = min(LIMIT_SHARE * estimate + LIMIT_EXTRA, left)
     # Deep enough not to be taken for a result: few files may come back from a machine, and gpu.json has it all.
     folder = (arguments.out / "jobs" / job.name / "work").resolve()
-    command = command_of(job, arguments, folder, START_SHARE * min(estimate, limit))
+    command = command_of(job, arguments, folder, TOLD_SHARE * limit)
     print(f"=== {job.name}: {' '.join(command)}", flush=True)
     started = time.monotonic()
     try:
@@ -155,9 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if arguments.out is None:
         command.error("--out: expected a folder, got none")
-    # Asks the driver's library and not CUDA, which a fork must not inherit; a smoke test runs on the CPU everywhere.
-    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-    if arguments.smoke:
+    if arguments.smoke:  # on the CPU everywhere
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     elif not _has_gpu():
         command.error("expected a GPU that torch can use, found none (--plan and --smoke need none)")
