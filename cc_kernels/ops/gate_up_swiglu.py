@@ -18,7 +18,7 @@ from cc_kernels.ops.stream_config import gate_up_config
 
 # Rows up to which a call runs the kernel. On an H100, I=14336, d=4096, bf16, graph replay: 85.1 µs for 1 row, 85.7 for
 # 16, 90.7 for 32 and 91.0 for 64, beside 89.4, 91.2, 93.8 and 96.5 of one concatenated matmul and `swiglu`. With more
-# the weights would be read again. (`benchmarks.gpu_check`, benchmarks/results/h100)
+# the weights would be read again. (benchmarks/results/h100/gpu_check-2.json)
 MOST_ROWS = 64
 
 
