@@ -25,11 +25,11 @@ from cc_kernels import (
     capture_rows,
     connect,
     gate_up_swiglu,
-    launch,
     reference,
     swiglu,
     transform_rows,
 )
+from cc_kernels.launch import HAS_TRITON, launching
 
 CALLS, ROUNDS = 200, 9
 
@@ -91,25 +91,33 @@ def _time(call: Callable[[], Any], device: torch.device) -> tuple[float, float]:
 @contextmanager
 def _through_triton() -> Iterator[None]:
     """Every launch goes through `kernel[grid](...)`, which works out the specialisation anew."""
-    direct, launch.DIRECT = launch.DIRECT, frozenset()
+    direct, launching.DIRECT = launching.DIRECT, frozenset()
+    launching.forget()
     try:
         yield
     finally:
-        launch.DIRECT = direct
+        launching.DIRECT = direct
+
+
+class _NotLaunched:
+    """Stands for a compiled kernel; starting it does nothing."""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *values: None
 
 
 @contextmanager
 def _without_launches() -> Iterator[None]:
     """Our kernels are called on CPU tensors and everything happens but the launch, for which there is no GPU."""
-    direct, first, kept = launch.DIRECT, launch._first_launch, launch._compiled
-    launch.DIRECT, launch._compiled = frozenset({"cpu"}), {}
-    launch._first_launch = lambda kernel, grid, arguments: lambda *values: None
-    serves, backend.triton_serves = backend.triton_serves, lambda op, device: True
+    direct, through_triton, serves = launching.DIRECT, launching.through_triton, backend.triton_serves
+    launching.DIRECT, backend.triton_serves = frozenset({"cpu"}), lambda op, device: True
+    launching.through_triton = lambda kernel, grid, arguments: _NotLaunched()
+    launching.forget()
     try:
         yield
     finally:
-        launch.DIRECT, launch._first_launch, launch._compiled = direct, first, kept
-        backend.triton_serves = serves
+        launching.DIRECT, launching.through_triton, backend.triton_serves = direct, through_triton, serves
+        launching.forget()
 
 
 def _row(op: str, implementation: str, call: Callable[[], Any], device: torch.device) -> dict[str, Any]:
@@ -127,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     arguments = parser.parse_args(argv)
     dry = arguments.dry
-    if dry and not launch.HAS_TRITON:
+    if dry and not HAS_TRITON:
         parser.error("--dry: expected triton to be installed, found none")
     device = torch.device("cuda", 0) if torch.cuda.is_available() and not dry else torch.device("cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -136,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
         ours = implementation == "cc_kernels"
         with _without_launches() if dry and ours else nullcontext():
             rows.append(_row(op, implementation, call, device))
-        if ours and device.type in launch.DIRECT:
+        if ours and device.type in launching.DIRECT:
             with _through_triton():
                 rows.append(_row(op, "cc_kernels, launched by Triton", call, device))
     if arguments.out is not None:

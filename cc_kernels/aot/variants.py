@@ -76,8 +76,10 @@ def _decision(model: ModelShape, dtype: torch.dtype, batches: tuple[int, ...]) -
         for grad_update in (None, embeds):
             backward(grad_update, weights, bank, weight, weights, weights, None, 1.0, True, True)
         rows = _empty(count, dtype=torch.int64)
-        for hard, bank_weight in ((True, None), (False, None), *((True, matrix) for matrix in folded)):
-            forward(bank, embeds, weight, noise, 1.0, hard, bank_weight, True, rows)
+        for hard in (True, False):
+            forward(bank, embeds, weight, noise, 1.0, hard, None, True, rows)
+        for bank_weight in folded:
+            forward(bank, embeds, weight, None, 1.0, True, bank_weight, True, rows)
         for want_bank in (True, False):
             backward(embeds, None, bank, weight, weights, weights, vector, 1.0, want_bank, True, rows)
 

@@ -1,0 +1,45 @@
+"""Where the ops meet Triton.
+
+`optional` imports it or does without, `recording` writes down what launchers do, `launching` does it and prepares it,
+`heuristics` has what their choices of sizes share.
+"""
+
+from cc_kernels.launch.heuristics import (
+    MEMORY_ACCESS_BYTES,
+    RowConfig,
+    blocks,
+    constants,
+    power_of_two,
+    row_config,
+    unit_stride,
+)
+from cc_kernels.launch.launching import Prepared, launch, prepared
+from cc_kernels.launch.optional import HAS_TRITON, INTERPRETED, arithmetic_dtype, jit, tl, triton
+from cc_kernels.launch.recording import Gpu, Launch, empty, gpu_of, processors, record_launches, warp_size, written
+
+__all__ = [
+    "HAS_TRITON",
+    "INTERPRETED",
+    "MEMORY_ACCESS_BYTES",
+    "Gpu",
+    "Launch",
+    "Prepared",
+    "RowConfig",
+    "arithmetic_dtype",
+    "blocks",
+    "constants",
+    "empty",
+    "gpu_of",
+    "jit",
+    "launch",
+    "power_of_two",
+    "prepared",
+    "processors",
+    "record_launches",
+    "row_config",
+    "tl",
+    "triton",
+    "unit_stride",
+    "warp_size",
+    "written",
+]
