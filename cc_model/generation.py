@@ -1,8 +1,9 @@
-"""`generate` with the connection: what is set up around the stock `generate`, and which modes are refused."""
+"""What stands around the stock `generate`: the state that follows it, and the modes that are refused."""
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,8 @@ from torch import Tensor
 from transformers.generation.configuration_utils import GenerationMode
 
 from cc_model.compat import cache_of
-from cc_model.forward.passes import active
-from cc_model.generation_state import GenerationState, current_generation
+from cc_model.connection.notices import say_once
+from cc_model.data.columns import PIVOT_COLUMNS, check_connection_arguments, refuse_orphans
 
 logger = logging.getLogger("cc_model")
 
@@ -25,7 +26,71 @@ CONNECTING_MODES = frozenset(
         GenerationMode.ASSISTED_GENERATION,
     }
 )
-PIVOT_ARGUMENTS = ("pivot_input_ids", "pivot_attention_mask", "pivot_index")
+
+
+class GenerationState:
+    """Follows the forwards of one `generate` call, so that it connects once, in the forward that holds the index.
+
+    Positions count from the start of the whole sequence, tokens in a given cache included.
+
+    Args:
+        owner: the model that generates; forwards of other models in the same thread are not this call's.
+        start: number of tokens already in the cache.
+        index: `(B,)` connection index; −1 for a row without a connection.
+        bounds: smallest and largest connection index; an empty range when no row connects.
+        pivot: arguments of `PivotCall`, when the English prompt is given.
+    """
+
+    def __init__(
+        self,
+        owner: Any,
+        start: int,
+        index: Tensor,
+        bounds: tuple[int, int],
+        pivot: dict[str, Any] | None = None,
+    ) -> None:
+        self.owner = owner
+        self.position = start
+        self.index = index
+        self.first_index, self.last_index = bounds
+        self.pivot = pivot
+        self.compile_config: Any = None  # how transformers compiles the decode steps, once it has said so
+        self.done = False  # compiled decode steps read this flag only, not positions that differ from call to call
+
+    def enter(self, length: int, cached: bool) -> int | None:
+        """The position of the first of `length` tokens about to run, when they hold a connection index; else None.
+
+        Without a cache every forward runs all tokens, and each of them connects at the same place.
+        """
+        if not cached:
+            return 0
+        if self.done:
+            return None
+        start = self.position
+        self.position = start + length
+        self.done = self.position > self.last_index
+        holds_index = start <= self.last_index and self.first_index < self.position
+        return start if holds_index else None
+
+    def local_index(self, window: int, rows: int) -> Tensor:
+        """`(rows,)` connection index within the tokens that start at `window`; rows are repeated for beams."""
+        return self.index.repeat_interleave(rows // self.index.shape[0]) - window
+
+
+class _Running(threading.local):
+    """The innermost `generate` of this thread. Present from the start: torch.compile guards on presence, too."""
+
+    def __init__(self) -> None:
+        self.generation: GenerationState | None = None
+
+
+_running = _Running()
+
+
+def current_generation(owner: Any) -> GenerationState | None:
+    """The running `generate` of `owner` in this thread."""
+    state = _running.generation
+    return state if state is not None and state.owner is owner else None
 
 
 def connected_generate(model: Any, stock: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -38,27 +103,24 @@ def connected_generate(model: Any, stock: Callable[..., Any], args: tuple[Any, .
         kwargs: its keyword arguments, ours among them.
     """
     index = kwargs.pop("connection_index", None)
-    pivot = {name: kwargs.pop(name, None) for name in PIVOT_ARGUMENTS}
+    pivot = {name: kwargs.pop(name, None) for name in PIVOT_COLUMNS}
     connection = model.cc
     has_pivot = pivot["pivot_input_ids"] is not None
     if connection.enabled and not has_pivot:
-        for name in PIVOT_ARGUMENTS[1:]:
-            if pivot[name] is not None:
-                raise ValueError(f"{name}: expected together with pivot_input_ids, got it without")
-        if connection.transform_matrix is None and connection.say_once("no matrix"):
+        refuse_orphans(pivot, training=False)
+        if connection.transform_matrix is None and say_once(connection, "no matrix"):
             logger.warning("generate: no Transform Matrix is set, so this is the plain model (fit_transform_matrix)")
-        if connection.simulates and model.training and connection.say_once("training"):
+        if connection.simulates and model.training and say_once(connection, "training"):
             logger.warning("generate: the model is in training mode, where it does not connect; call model.eval()")
     if not connection.enabled or not (has_pivot or (connection.simulates and not model.training)):
         return stock(*args, **kwargs)
     _refuse_unsupported_arguments(kwargs)
     state = _state(model, args, kwargs, index, pivot if has_pivot else None)
-    previous = getattr(active, "generation", None)
-    active.generation = state
+    previous, _running.generation = _running.generation, state
     try:
         return stock(*args, **kwargs)
     finally:
-        active.generation = previous
+        _running.generation = previous
 
 
 def _state(
@@ -79,11 +141,14 @@ def _state(
             "would follow the padding and the connection"
         )
     past = 0 if cache is None else int(cache.get_seq_length())
+    english = _pivot_arguments(model, pivot, rows)
     end = mask.shape[1] if isinstance(mask, Tensor) and kwargs.get("inputs_embeds") is None else given
     if index is None:
         index = torch.full((rows,), end - 1, device=device)
-        return GenerationState(model, past, index, (end - 1, end - 1), _pivot_arguments(pivot, rows))
-    return GenerationState(model, past, *_given_index(index, rows, given, end, past), _pivot_arguments(pivot, rows))
+        return GenerationState(model, past, index, (end - 1, end - 1), english)
+    return GenerationState(
+        model, past, *_given_index(index, rows, given, end, past), _pivot_arguments(model, pivot, rows)
+    )
 
 
 def _given_index(index: Any, rows: int, given: int, end: int, past: int) -> tuple[Tensor, tuple[int, int]]:
@@ -108,18 +173,12 @@ def _given_index(index: Any, rows: int, given: int, end: int, past: int) -> tupl
     return absolute, bounds
 
 
-def _pivot_arguments(pivot: dict[str, Tensor | None] | None, rows: int) -> dict[str, Tensor | None] | None:
+def _pivot_arguments(model: Any, pivot: dict[str, Tensor | None] | None, rows: int) -> dict[str, Tensor | None] | None:
     """Checked arguments of `PivotCall`."""
     if pivot is None:
         return None
-    ids, mask, index = (pivot[name] for name in PIVOT_ARGUMENTS)
-    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.shape[0] != rows or ids.is_floating_point():
-        got = f"{tuple(ids.shape)} of {ids.dtype}" if isinstance(ids, Tensor) else type(ids).__name__
-        raise ValueError(f"pivot_input_ids: expected integers of shape (B, S) with B = {rows}, got {got}")
-    for name, value, shape in (("pivot_attention_mask", mask, ids.shape), ("pivot_index", index, ids.shape[:1])):
-        if value is not None and (not isinstance(value, Tensor) or value.shape != shape):
-            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"{name}: expected shape {tuple(shape)}, got {found}")
+    check_connection_arguments(pivot, rows, model.cc.num_layers)
+    ids, mask, index = (pivot[name] for name in PIVOT_COLUMNS)
     return {"pivot_ids": ids, "pivot_mask": mask, "pivot_index": index}
 
 

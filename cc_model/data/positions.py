@@ -20,6 +20,16 @@ def last_attended(mask: Tensor) -> Tensor:
     return torch.where(mask != 0, positions, -1).amax(dim=1)
 
 
+def last_tokens(mask: Tensor | None, rows: int, length: int, device: torch.device) -> Tensor:
+    """`(B,)` on `device`: the last attended of the newest `length` tokens, which is the last one without a mask.
+
+    `mask` `(B, ≥ length)` may also cover tokens before these; a row of zeros gives −1.
+    """
+    if mask is None:
+        return torch.full((rows,), length - 1, device=device)
+    return last_attended(mask[:, -length:]).to(device)
+
+
 def in_range(index: Tensor, length: int) -> Tensor:
     """`(B,)` bool: whether each index lies in [0, length)."""
     return (index >= 0) & (index < length)
@@ -29,6 +39,11 @@ def flat_rows(index: Tensor, length: int) -> Tensor:
     """Indices into a flattened `(B * length)` axis; an index out of range is clamped into its own row."""
     starts = torch.arange(0, index.shape[0] * length, length, device=index.device)
     return index.clamp(0, length - 1) + starts
+
+
+def located(index: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """`index` `(B,)` as tokens of the flattened `(B * length)` axis, and which of them are in range, `(B,)`."""
+    return flat_rows(index, length), in_range(index, length)
 
 
 def mark_skipped(rows: Tensor, keep: Tensor) -> Tensor:

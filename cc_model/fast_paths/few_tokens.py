@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.modules.module as module_hooks
 from torch import Tensor, nn
 
 from cc_kernels.backend import triton_serves
 from cc_kernels.ops.gate_up_swiglu import MOST_ROWS
+from cc_model.fast_paths.hooks import call_is_observed, global_hooks
 
 OP = "gate_up_swiglu"
 
@@ -38,12 +38,11 @@ def obstacle(gate: Any, up: Any) -> str | None:
     for name, module in (("gate", gate), ("up", up)):
         if type(module) is not nn.Linear:
             return f"the {name} projection is a {type(module).__name__}, not nn.Linear"
-        # Asked at every decode step of every layer: attributes of a module are slow, its dictionary is not.
         attributes = module.__dict__
         parameters = attributes["_parameters"]
         if parameters.get("bias") is not None or "bias" in attributes:
             return f"the {name} projection has a bias"
-        if attributes["_forward_hooks"] or attributes["_forward_pre_hooks"]:
+        if call_is_observed(attributes):
             return f"the {name} projection has hooks"
         if "forward" in attributes:
             return f"the {name} projection has a forward of its own"
@@ -51,7 +50,7 @@ def obstacle(gate: Any, up: Any) -> str | None:
         if type(weight) is not nn.Parameter and type(weight) is not Tensor:
             return f"the weight of the {name} projection is a {type(weight).__name__}"
         weights.append(weight)
-    if module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks:
+    if global_hooks(forward_only=True):
         return "global forward hooks are registered"
     first, second = weights
     if first.dtype != second.dtype or first.shape != second.shape:

@@ -8,32 +8,31 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from cc_model.data.positions import flat_rows, in_range, last_attended
-from cc_model.fast_paths.last_layer import narrow_obstacle
+from cc_model.data.positions import last_tokens, located
+from cc_model.distributed import in_one_piece
 from cc_model.forward.calls import Body, hidden_of
 from cc_model.forward.passes import CapturePass, LayerSlot
-from cc_model.sharding import in_one_piece
 
 
 def capture_bank(
-    body: Body,
+    body: Any,
+    stock: Body,
     slots: list[LayerSlot],
     device: torch.device,
     ids: Tensor,
     mask: Tensor | None,
     index: Tensor | None,
-    narrow: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Run the decoder body, without the head, and capture one token of each row.
 
     Args:
-        body: runs the decoder layers with `cc_pass` in its keyword arguments.
+        body: the decoder body.
+        stock: its stock forward.
         slots: the slots of all layers.
         device: where the bank is collected.
         ids: `(B, S)`.
         mask: `(B, S)` or None.
         index: `(B,)` or None for the last attended token.
-        narrow: of `CapturePass`.
 
     Returns:
         The bank `(L, B, d)`; which rows are usable `(B,)`, that is, have an attended token and an index in range (the
@@ -43,8 +42,8 @@ def capture_bank(
     if mask is not None:
         # An empty row attends to its padding instead of to nothing: finite numbers, which are then left out.
         mask = torch.where((mask != 0).any(dim=1, keepdim=True), mask, 1)
-    capture = CapturePass(tokens, slots, narrow)
-    output = body(
+    capture = CapturePass(tokens, slots, body)
+    output = stock(
         input_ids=ids,
         attention_mask=mask,
         use_cache=False,
@@ -58,11 +57,9 @@ def capture_bank(
 def captured_tokens(ids: Tensor, mask: Tensor | None, index: Tensor | None) -> tuple[Tensor, Tensor]:
     """Which rows of `capture_bank`'s arguments are usable `(B,)`, and the captured tokens, flat, `(B,)`."""
     rows, length = ids.shape
-    last = torch.full((rows,), length - 1, device=ids.device) if mask is None else last_attended(mask)
-    usable = last >= 0
-    if index is not None:
-        usable = usable & in_range(index, length)
-    return usable, flat_rows(last if index is None else index, length)
+    last = last_tokens(mask, rows, length, ids.device)
+    tokens, usable = located(last if index is None else index, length)
+    return usable & (last >= 0), tokens
 
 
 class BankCall:
@@ -80,8 +77,7 @@ class BankCall:
         """`capture_bank` with the stock forward of the decoder body."""
         ids, mask = named["input_ids"], named["attention_mask"]
         index = None if self.index is None else self.index.to(ids.device)
-        narrow = narrow_obstacle(body) is None
-        self.bank, self.usable, hidden = capture_bank(stock, self.slots, self.device, ids, mask, index, narrow)
+        self.bank, self.usable, hidden = capture_bank(body, stock, self.slots, self.device, ids, mask, index)
         return BaseModelOutputWithPast(last_hidden_state=hidden)
 
 

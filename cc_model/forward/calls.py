@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from cc_model.connection.state import CrossLingualConnection
-from cc_model.data.positions import last_attended
+from cc_model.data.positions import last_tokens
 from cc_model.forward.passes import LayerSlot
 
 Body = Callable[..., BaseModelOutputWithPast]
@@ -59,9 +59,7 @@ class ConnectedCall:
         if self.index is not None:
             return self.index.to(device)
         mask = named.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.ndim == 2:
-            return last_attended(mask[:, -length:]).to(device)
-        return torch.full((rows,), length - 1, device=device)
+        return last_tokens(mask if isinstance(mask, Tensor) and mask.ndim == 2 else None, rows, length, device)
 
     def drawn_noise(self, rows: int, device: torch.device) -> Tensor | None:
         """The given noise, fresh noise in training, or None."""

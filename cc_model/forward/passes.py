@@ -4,8 +4,9 @@ A pass is an opaque object, not a dataclass, list or dict, because mixed-precisi
 checkpointing keeps the layers' keyword arguments for the recompute, so the recompute sees the same pass. Inside a layer
 the pass reaches the feed-forward block through a thread-local variable that is set for the duration of that layer only.
 
-Compiled regions write to passes and slots and read nothing that changes there: what they read is guarded, and the
-recompute, which would find another value, would compile a second graph, with other saved tensors than the first.
+The rule for code under torch.compile: it writes to passes and slots, and reads nothing there that changes. The
+compiler guards what is read. A recompute would find another value than the first run, so it would compile a second
+graph, which saves other tensors than the first.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ import torch
 from torch import Tensor
 
 from cc_kernels import add_rows, capture_rows, capture_rows_through
+from cc_model.fast_paths.last_layer import narrow_obstacle
 
 
 class Active(threading.local):
-    """What is running in this thread. Present from the start, because torch.compile guards on presence, too.
+    """The pass of the decoder layer that is running in this thread.
 
-    `layer_pass` is the pass of the decoder layer that is running, `generation` the state of the running `generate`.
+    Present from the start, because torch.compile guards on presence, too.
     """
 
     def __init__(self) -> None:
         self.layer_pass: Any = None
-        self.generation: Any = None
 
 
 active = Active()
@@ -54,13 +55,15 @@ class CapturePass:
         rows: `(B,)` indices into the flattened `(B * T)` tokens, all valid; rows without a connection are zeroed by
             the caller, once for all layers.
         slots: the slots of all layers, in order.
-        narrow: the last layer's feed-forward block runs on the captured rows alone (`cc_model.fast_paths.last_layer`).
+        body: the decoder body that runs.
+        read: somebody reads the result of the pass. Otherwise the last layer's feed-forward block may run on the
+            captured rows alone (`cc_model.fast_paths.last_layer`).
     """
 
-    def __init__(self, rows: Tensor, slots: list[LayerSlot], narrow: bool) -> None:
+    def __init__(self, rows: Tensor, slots: list[LayerSlot], body: Any, read: bool = False) -> None:
         self.rows = rows
         self.slots = slots
-        self.narrow = narrow
+        self.narrow = not read and narrow_obstacle(body) is None
         self.captured: list[Tensor | None] = [None] * len(slots)
         self.sealed = False  # a recompute in the backward pass must not write again
 

@@ -15,12 +15,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from cc_kernels import capture_rows
 from cc_model.compat import with_cache
-from cc_model.connection.state import CrossLingualConnection, mapped_bank
-from cc_model.data.positions import flat_rows, in_range, mark_skipped
-from cc_model.fast_paths.last_layer import narrow_obstacle
+from cc_model.connection.decision_maker import mapped_bank
+from cc_model.connection.state import CrossLingualConnection
+from cc_model.data.positions import in_range, located, mark_skipped
 from cc_model.forward.bank import capture_bank, captured_tokens
 from cc_model.forward.calls import Body, ConnectedCall, flatten, input_shape, token_embeddings
 from cc_model.forward.passes import CapturePass, InjectPass, LayerSlot
+from cc_model.forward.reentrant import carried, uses_reentrant_checkpointing
 
 
 class PivotCall(ConnectedCall):
@@ -85,7 +86,7 @@ class PivotCall(ConnectedCall):
         """The connected tokens in the flattened `(B * T)` axis, and which of them are in range."""
         if self.packed:  # flat already
             return index.clamp(0, rows * length - 1), in_range(index, rows * length)
-        return flat_rows(index, length), in_range(index, length)
+        return located(index, length)
 
     def pivot_bank(self, body: Any, stock: Body) -> tuple[Tensor, Tensor]:
         """The bank `(L, B, d)` and which rows have a pivot `(B,)`."""
@@ -93,8 +94,7 @@ class PivotCall(ConnectedCall):
         with_grad = torch.is_grad_enabled() and self.connection.config.pivot_grad
         with torch.set_grad_enabled(with_grad):
             pivot = (self.pivot_ids, self.pivot_mask, self.pivot_index)
-            narrow = narrow_obstacle(body) is None
-            bank, has_pivot, hidden = capture_bank(stock, self.slots, device, *pivot, narrow)
+            bank, has_pivot, hidden = capture_bank(body, stock, self.slots, device, *pivot)
             if with_grad:
                 self.refuse_lost_gradient(bank, body)
                 # Sharded wrappers unshard in a backward hook of the pass's result, which the bank alone never reaches.
@@ -119,7 +119,7 @@ class PivotCall(ConnectedCall):
                 "...) before training, and again as the model changes"
             )
         quiet = {"use_cache": False, "output_hidden_states": False, "output_attentions": False}
-        capture = CapturePass(tokens, self.slots, narrow=narrow_obstacle(body) is None)
+        capture = CapturePass(tokens, self.slots, body)
         with torch.no_grad():
             stock(**{**with_cache(named, None), **quiet}, cc_pass=capture)
         own = mapped_bank(capture.collect(self.connection.device_like(tokens)), matrix, bias)
@@ -138,37 +138,3 @@ class PivotCall(ConnectedCall):
                 "pivot_grad: expected captures with a gradient, got none; reentrant gradient checkpointing loses it. "
                 "Use gradient_checkpointing_kwargs={'use_reentrant': False}, or CCConfig(pivot_grad=False)"
             )
-
-
-def carried(embeds: Tensor, update: Tensor) -> tuple[Tensor, Tensor]:
-    """`embeds` and `update` for layers under reentrant checkpointing, which runs a backward inside the backward.
-
-    That inner backward stops at the returned update and adds its gradient up there. The outer one, when it comes to the
-    embeddings, is done with all layers and takes that gradient along. Otherwise the inner backward would run on into
-    the Decision Maker and the embedding: the embedding's gradient would come in two parts, and DDP reduces the first.
-    """
-    leaf = update.detach().requires_grad_()
-    return _Carry.apply(embeds, update, (leaf,)), leaf
-
-
-class _Carry(torch.autograd.Function):
-    """`embeds` handed on; in the backward, `update` gets the gradient that `leaf` collected."""
-
-    @staticmethod
-    def forward(ctx: Any, embeds: Tensor, update: Tensor, leaf: tuple[Tensor]) -> Tensor:
-        ctx.leaf = leaf
-        return embeds.view_as(embeds)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        (leaf,) = ctx.leaf
-        collected, leaf.grad = leaf.grad, None  # a second backward starts from nothing
-        return gradient, collected, None
-
-
-def uses_reentrant_checkpointing(body: Any) -> bool:
-    """Whether the body's layers run under transformers' reentrant gradient checkpointing."""
-    if not (getattr(body, "gradient_checkpointing", False) and body.training):
-        return False
-    checkpoint = getattr(body, "_gradient_checkpointing_func", None)
-    return bool(getattr(checkpoint, "keywords", {}).get("use_reentrant", False))

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from cc_model.compat import cache_of
+from cc_model.connection.notices import say_once
 from cc_model.connection.state import CrossLingualConnection
+from cc_model.data.columns import CONNECTION_ARGUMENTS, check_connection_arguments, refuse_orphans
 from cc_model.data.positions import before_first_label
 from cc_model.forward.calls import ConnectedCall, PlainCall, input_shape
 from cc_model.forward.packing import check_packed, is_packed, refuse_packing
 from cc_model.forward.pivot_call import PivotCall
 from cc_model.forward.simulated_call import SimulatedCall
-from cc_model.generation_state import GenerationState
+from cc_model.generation import GenerationState
 
 logger = logging.getLogger("cc_model")
 
-CONNECTION_ARGUMENTS = ("pivot_input_ids", "pivot_attention_mask", "connection_index", "pivot_index", "gumbel_noise")
 GENERATION_STEP = "cc_generation"  # marks the inputs of a forward as a step of the running `generate`
-_PACKED_HINT = "; packed rows need one pivot and one connection_index per example"
 
 
 def plan(model: Any, named: dict[str, Any]) -> PlainCall | ConnectedCall:
@@ -42,7 +42,7 @@ def plan(model: Any, named: dict[str, Any]) -> PlainCall | ConnectedCall:
         return PlainCall()
     pivot_ids = taken["pivot_input_ids"]
     if pivot_ids is None and (generation is None or generation.pivot is None):
-        _refuse_orphans(taken, connection.training)
+        refuse_orphans(taken, connection.training)
         if connection.training:
             _warn_of_plain_step(connection, named)
         if connection.training or not connection.simulates:
@@ -51,7 +51,8 @@ def plan(model: Any, named: dict[str, Any]) -> PlainCall | ConnectedCall:
         return _plan_generation(model, named, generation, taken)
     rows = input_shape(named)[0]
     packed = is_packed(taken, rows)
-    _check(taken, taken["pivot_input_ids"].shape[0] if packed else rows, connection.num_layers)
+    examples = taken["pivot_input_ids"].shape[0] if packed else rows
+    check_connection_arguments(taken, examples, connection.num_layers)
     if packed:
         check_packed(taken, named, rows)
     else:
@@ -74,7 +75,7 @@ def _plan_generation(
 ) -> PlainCall | ConnectedCall:
     """The call of one step of `generate`: connected when its tokens hold a connection index."""
     rows, length = input_shape(named)
-    _check(taken, rows, model.cc.num_layers)
+    check_connection_arguments(taken, rows, model.cc.num_layers)
     window = generation.enter(length, cached=cache_of(named) is not None)
     if window is None:
         return PlainCall()
@@ -96,14 +97,14 @@ def _plan_generation(
 
 def _warn_of_mistakes(connection: CrossLingualConnection, index: Tensor | None) -> None:
     """Say once what trains, but hardly as it was meant."""
-    if index is None and connection.say_once("no index"):
+    if index is None and say_once(connection, "no index"):
         logger.warning(
             "training without labels and without connection_index: each row connects at its last attended token. "
             "Trainer takes the labels away with label smoothing and with compute_loss_func; ParallelCollator gives "
             "the index"
         )
     trains = any(parameter.requires_grad for parameter in connection.decision_maker.parameters())
-    if torch.is_grad_enabled() and not trains and connection.say_once("frozen"):
+    if torch.is_grad_enabled() and not trains and say_once(connection, "frozen"):
         logger.warning(
             "the Decision Maker is frozen (requires_grad=False) and keeps its values; an adapter freezes it unless it "
             "is told modules_to_save=['decision_maker']"
@@ -113,7 +114,7 @@ def _warn_of_mistakes(connection: CrossLingualConnection, index: Tensor | None) 
 def _warn_of_plain_step(connection: CrossLingualConnection, named: dict[str, Any]) -> None:
     """Say once that a training step has no English prompts: a plain step is allowed, but seldom meant."""
     trains = torch.is_grad_enabled() and named.get("labels") is not None
-    if trains and connection.say_once("no pivots"):
+    if trains and say_once(connection, "no pivots"):
         logger.warning(
             "training without pivot_input_ids: this is plain fine-tuning. ParallelCollator gives pivots for every "
             "batch. Of tokenised rows TRL's SFTTrainer, and Trainer with use_liger_kernel, drop the pivot columns "
@@ -121,44 +122,7 @@ def _warn_of_plain_step(connection: CrossLingualConnection, named: dict[str, Any
         )
 
 
-def _refuse_orphans(taken: dict[str, Tensor | None], training: bool) -> None:
-    """Arguments that mean nothing without the English prompt must not be dropped silently."""
-    needs_pivot = CONNECTION_ARGUMENTS if training else ("pivot_attention_mask", "pivot_index")
-    for name in needs_pivot:
-        if taken[name] is not None:
-            raise ValueError(f"{name}: expected together with pivot_input_ids, got it without")
-
-
 def _default_index(index: Tensor | None, named: dict[str, Any]) -> Tensor | None:
     """The given index, the one before the first label, or None for the last attended token."""
     labels = named.get("labels")
     return before_first_label(labels) if index is None and isinstance(labels, Tensor) else index
-
-
-def _check(taken: dict[str, Tensor | None], rows: int, layers: int) -> None:
-    """Types and shapes of the connection's arguments."""
-    pivot = taken["pivot_input_ids"]
-    width = pivot.shape[1] if isinstance(pivot, Tensor) and pivot.ndim == 2 else 0
-    expected: dict[str, tuple[tuple[int, ...], str]] = {
-        "pivot_input_ids": ((rows, width), "(B, S)"),
-        "pivot_attention_mask": ((rows, width), "(B, S)"),
-        "connection_index": ((rows,), "(B,)"),
-        "pivot_index": ((rows,), "(B,)"),
-        "gumbel_noise": ((rows, layers), "(B, L)"),
-    }
-    for name, (shape, meaning) in expected.items():
-        value = taken[name]
-        if value is None:
-            continue
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-        if tuple(value.shape) != shape:
-            hint = _PACKED_HINT if name == "pivot_input_ids" else ""
-            raise ValueError(f"{name}: expected shape {meaning} = {shape}, got {tuple(value.shape)}{hint}")
-        if name == "gumbel_noise":
-            if not value.is_floating_point():
-                raise TypeError(f"{name}: expected a floating-point dtype, got {value.dtype}")
-        elif name != "pivot_attention_mask" and value.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"{name}: expected int64 or int32, got {value.dtype}")
-    if isinstance(pivot, Tensor) and width == 0:
-        raise ValueError(f"pivot_input_ids: expected at least one token per row, got shape {tuple(pivot.shape)}")

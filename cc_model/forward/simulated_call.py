@@ -14,9 +14,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from cc_kernels import capture_rows
 from cc_model.compat import CACHE, cache_of, with_cache
+from cc_model.connection.notices import notices_of, say_once
 from cc_model.connection.state import CrossLingualConnection
-from cc_model.data.positions import flat_rows, in_range, mark_skipped
-from cc_model.fast_paths.last_layer import narrow_obstacle
+from cc_model.data.positions import flat_rows, in_range, located, mark_skipped
 from cc_model.fast_paths.rollback import roll_back, rollback_obstacle
 from cc_model.forward.calls import Body, ConnectedCall, asks_for, flatten, hidden_of, input_shape
 from cc_model.forward.passes import CapturePass, LayerSlot
@@ -63,8 +63,7 @@ class SimulatedCall(ConnectedCall):
         two_prefills = self.obstacle(named, rolled, length)
         start = 0 if two_prefills is not None else self.first_row(index, length)
         read = start > 0 and (self.keeps_before(start, length) or asks_for("output_hidden_states", body, named))
-        narrow = not read and narrow_obstacle(body) is None
-        capture = CapturePass(flat_rows(index, length), self.slots, narrow)
+        capture = CapturePass(flat_rows(index, length), self.slots, body, read)
         if two_prefills is None:
             cache = rolled
             first = self.captured(stock, {**with_cache(named, cache), "use_cache": True}, capture)
@@ -81,8 +80,8 @@ class SimulatedCall(ConnectedCall):
 
     def note_prefills(self, obstacle: str | None) -> None:
         """Keep for the report how the prompt ran; say once that it ran twice."""
-        self.connection.prefills = "one prefill" if obstacle is None else f"two prefills: {obstacle}"
-        if obstacle is not None and self.connection.say_once(obstacle):
+        notices_of(self.connection).prefills = "one prefill" if obstacle is None else f"two prefills: {obstacle}"
+        if obstacle is not None and say_once(self.connection, obstacle):
             logger.warning("the connection needs a second prefill: %s", obstacle)
 
     def obstacle(self, named: dict[str, Any], cache: Cache, length: int) -> str | None:
@@ -114,8 +113,7 @@ class SimulatedCall(ConnectedCall):
     ) -> tuple[Tensor, Tensor]:
         """Where in the flattened tokens from `start` on something is added, `(B,)`, and what, `(B, d)`."""
         device = self.connection.device_like(index)
-        keep = in_range(index, length)
-        tokens = flat_rows(index, length)
+        tokens, keep = located(index, length)
         with torch.no_grad():
             if named.get("inputs_embeds") is not None:
                 embeds = capture_rows(flatten(named["inputs_embeds"]), tokens, assume_valid=True)

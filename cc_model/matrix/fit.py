@@ -11,15 +11,14 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from cc_model.distributed import Processes
+from cc_model.data.columns import INDEX, PIVOT_COLUMNS
+from cc_model.distributed import Processes, in_one_piece, without_wrappers
 from cc_model.forward.bank import captured_bank
 from cc_model.matrix.quality import FitQuality, FitReport, measure
 from cc_model.matrix.statistics import LeastSquares, Reservoir
 from cc_model.patching.patch import unwrap
-from cc_model.sharding import in_one_piece, without_wrappers
 
-_INPUTS = ("input_ids", "attention_mask", "connection_index")
-_PIVOTS = ("pivot_input_ids", "pivot_attention_mask", "pivot_index")
+_INPUTS = ("input_ids", "attention_mask", INDEX)
 
 logger = logging.getLogger("cc_model")
 
@@ -216,7 +215,7 @@ def _checked(batch: Any) -> Mapping[str, Any]:
 def _pair_banks(root: Any, inner: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
     """A and E, `(L, B, d)` each, and which rows are usable `(B,)`."""
     source, usable = captured_bank(root, inner, *[batch.get(name) for name in _INPUTS])
-    target, pivot_usable = captured_bank(root, inner, *[batch.get(name) for name in _PIVOTS])
+    target, pivot_usable = captured_bank(root, inner, *[batch.get(name) for name in PIVOT_COLUMNS])
     return source, target, usable & pivot_usable
 
 

@@ -1,9 +1,7 @@
-"""The behaviour that `patch_model` mixes into the classes of a model, from the outside in.
+"""The behaviour mixed into the causal language model: it decides what a forward does, generates and saves.
 
-Each patched module gets a subclass of its own stock class; nothing of transformers is copied. The causal language
-model decides what a forward does (a call), the decoder body runs it, each decoder layer hands the running pass to its
-feed-forward block, and the feed-forward block captures or injects around its own `__call__`, so that a `forward` which
-another library puts on the instance does not switch the connection off.
+`patch_model` gives each module a subclass of its own stock class; nothing of transformers is copied. The model plans a
+call, its decoder body (`cc_model.patching.decoder`) runs it.
 """
 
 from __future__ import annotations
@@ -15,20 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.nn.modules.module as module_hooks
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.generation import CompileConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from cc_kernels import gate_up_swiglu, swiglu
-from cc_model.compat import cache_of, with_cache
-from cc_model.fast_paths.few_tokens import streams_weights
 from cc_model.forward.calls import PlainCall
-from cc_model.forward.passes import LayerSlot, active
-from cc_model.forward.plan import CONNECTION_ARGUMENTS, GENERATION_STEP, plan
-from cc_model.generation import connected_generate, refuse_unsupported_mode
-from cc_model.generation_state import current_generation
+from cc_model.forward.passes import LayerSlot
+from cc_model.forward.plan import GENERATION_STEP, plan
+from cc_model.generation import connected_generate, current_generation, refuse_unsupported_mode
 from cc_model.saving import save
 from cc_model.specs import layers_of, spec_of
 
@@ -41,100 +33,6 @@ class ConnectedCausalLMOutput(CausalLMOutputWithPast):
 
 
 _OUTPUT_FIELDS = {field.name for field in dataclasses.fields(ConnectedCausalLMOutput)}
-
-
-_OUTPUT_HOOKS = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
-_GLOBAL_OUTPUT_HOOKS = tuple(f"_global{name}" for name in _OUTPUT_HOOKS)
-
-
-class PatchedFeedForward:
-    """SwiGLU through `cc_kernels`, and the running pass applied to the result."""
-
-    cc_slot: LayerSlot
-    cc_fused: tuple[str, str, str] | None  # names of the gate, up and down projections; None runs the stock forward
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The module's output, captured from or injected into when a pass is running."""
-        block = super().__call__  # type: ignore[misc]
-        layer_pass = getattr(active, "layer_pass", None)
-        if layer_pass is None:
-            return block(*args, **kwargs)
-        slot = self.cc_slot
-        # Not in compiled layers: a graph of its own for the last of them, in each mode, exceeds the recompile limit.
-        if not torch.compiler.is_compiling() and layer_pass.narrow and slot is layer_pass.slots[-1]:
-            return layer_pass.narrowed(slot, block, args[0] if args else kwargs["x"])
-        output = block(*args, **kwargs)
-        return layer_pass.feed_forward(slot, output, owned=slot.injects and self._cc_owns_output())
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """`down(silu(gate(x)) * up(x))`. Projections are called as modules: adapters and hooks stay in effect.
-
-        Only for a few tokens at inference, where nothing is attached to them, one kernel reads their weights itself.
-        """
-        if self.cc_fused is None:
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
-        x = args[0] if args else kwargs["x"]
-        modules = self._modules  # type: ignore[attr-defined]
-        gate, up, down = [modules[name] if name in modules else getattr(self, name) for name in self.cc_fused]
-        if streams_weights(self, gate, up, x):
-            inner = gate_up_swiglu(x.reshape(-1, x.shape[-1]), gate.weight, up.weight)
-            return down(inner.view(*x.shape[:-1], inner.shape[-1]))
-        return down(swiglu(gate(x), up(x)))
-
-    def _cc_owns_output(self) -> bool:
-        """Whether nobody else can hold the output: a forward hook or an adapter may have kept it."""
-        down = getattr(self, self.cc_fused[2]) if self.cc_fused is not None else None
-        if type(down) is not nn.Linear or "forward" in down.__dict__ or "forward" in self.__dict__:
-            return False
-        # A hook on the backward makes the output a view, which autograd does not let anyone write to.
-        if any(getattr(module, name) for module in (self, down) for name in _OUTPUT_HOOKS):
-            return False
-        return not any(getattr(module_hooks, name) for name in _GLOBAL_OUTPUT_HOOKS)
-
-
-class PatchedLayer:
-    """Makes the pass in the layer's keyword arguments the running one while the layer runs."""
-
-    def forward(self, *args: Any, cc_pass: Any = None, **kwargs: Any) -> Any:
-        """The stock layer. Gradient checkpointing keeps `cc_pass` with the other arguments for the recompute."""
-        if cc_pass is None:
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
-        previous = getattr(active, "layer_pass", None)
-        active.layer_pass = cc_pass
-        try:
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
-        finally:
-            active.layer_pass = previous
-
-
-class PatchedBody:
-    """Runs the call that the causal language model made."""
-
-    cc_arguments: tuple[str, ...]
-    cc_connection: Any
-
-    def forward(self, *args: Any, cc_call: Any = None, **kwargs: Any) -> Any:
-        """The passes of `cc_call`; a direct call of the body is the stock forward, or an error where that misleads."""
-        named = dict(zip(self.cc_arguments, args), **kwargs)
-        if cc_call is None:
-            self._cc_refuse_silence(named)
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
-        return cc_call.run(self, super().forward, with_cache(named, cache_of(named)))  # type: ignore[misc]
-
-    def _cc_refuse_silence(self, named: dict[str, Any]) -> None:
-        bypassed = [name for name in CONNECTION_ARGUMENTS if named.get(name) is not None]
-        if bypassed:
-            raise RuntimeError(
-                f"{bypassed[0]} reached the decoder body: the patched forward of the model was bypassed by a "
-                "`forward` set on the instance; call the model itself, model(...)"
-            )
-        cache = cache_of(named)
-        connection = self.cc_connection
-        if connection.simulates and not connection.training and (cache is None or int(cache.get_seq_length()) == 0):
-            raise RuntimeError(
-                "the decoder body was called directly while a Transform Matrix is set, so the connection would be "
-                "left out; call model(...), or wrap the call in cc_model.connection_disabled(model)"
-            )
 
 
 class PatchedCausalLM:
@@ -231,11 +129,12 @@ class PatchedCausalLM:
             What the stock method returns.
 
         Raises:
+            TypeError: a pivot argument is no tensor or has the wrong dtype.
             ValueError: `pivot_attention_mask` or `pivot_index` without `pivot_input_ids`. Where it connects also: a
-                right-padded prompt; one of our arguments has the wrong type or shape; a `connection_index` out of
-                range, or of a token in the cache; contrastive search, DoLa, group or constrained beam search,
-                `custom_generate`, `negative_prompt_ids`, `guidance_scale` other than 1, `assistant_early_exit`,
-                `token_healing`, `cache_implementation="paged"`.
+                right-padded prompt; a pivot argument has the wrong shape; a `connection_index` is no tensor of `(B,)`
+                integers, is out of range, or of a token in the cache; contrastive search, DoLa, group or constrained
+                beam search, `custom_generate`, `negative_prompt_ids`, `guidance_scale` other than 1,
+                `assistant_early_exit`, `token_healing`, `cache_implementation="paged"`.
 
         Example:
             >>> import torch

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from cc_model.forward.plan import CONNECTION_ARGUMENTS
-from cc_model.patching.causal_lm import PatchedBody, PatchedCausalLM, PatchedFeedForward, PatchedLayer
+from cc_model.data.columns import CONNECTION_ARGUMENTS
+from cc_model.patching.causal_lm import PatchedCausalLM
+from cc_model.patching.decoder import PatchedBody, PatchedFeedForward, PatchedLayer
 
 _MIXINS: dict[str, type] = {
     mixin.__name__: mixin for mixin in (PatchedBody, PatchedCausalLM, PatchedFeedForward, PatchedLayer)

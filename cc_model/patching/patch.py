@@ -13,11 +13,11 @@ from cc_model.compat import keys_ignored_at_inference
 from cc_model.config import CCConfig
 from cc_model.connection.adapters import wrap_decision_maker
 from cc_model.connection.state import CrossLingualConnection
+from cc_model.distributed import refuse_fsdp
 from cc_model.fast_paths.fused import is_liger_swiglu
 from cc_model.forward.passes import LayerSlot
 from cc_model.patching.classes import is_patched, patched_class, swap_class
 from cc_model.saving import IGNORED_AT_INFERENCE
-from cc_model.sharding import refuse_fsdp
 from cc_model.specs import ModelSpec, layers_of, spec_of
 
 logger = logging.getLogger("cc_model")

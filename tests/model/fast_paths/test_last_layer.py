@@ -12,7 +12,7 @@ from cc_model import CCConfig, fit_transform_matrix, patch_model, report
 from cc_model.forward import passes
 from cc_model.forward.bank import captured_bank
 from cc_model.forward.passes import active
-from cc_model.patching import causal_lm
+from cc_model.patching import decoder
 from cc_model.specs import layers_of
 from cc_model.testing import tiny_model
 
@@ -32,13 +32,13 @@ class Seen(list):
 
 @pytest.fixture
 def seen(monkeypatch):
-    counted, stock = Seen(), causal_lm.swiglu
+    counted, stock = Seen(), decoder.swiglu
 
     def swiglu(gate, up):
         counted.append(gate.shape[:-1].numel())
         return stock(gate, up)
 
-    monkeypatch.setattr(causal_lm, "swiglu", swiglu)
+    monkeypatch.setattr(decoder, "swiglu", swiglu)
     return counted
 
 
@@ -46,9 +46,11 @@ def seen(monkeypatch):
 def wide(monkeypatch):
     """A switch: every pass runs the last layer on all tokens, as without this shortcut."""
     stock = passes.CapturePass.__init__
-    return lambda: monkeypatch.setattr(
-        passes.CapturePass, "__init__", lambda self, rows, slots, narrow: stock(self, rows, slots, False)
-    )
+
+    def wide_pass(self, rows, slots, body, read=False):
+        stock(self, rows, slots, body, read=True)
+
+    return lambda: monkeypatch.setattr(passes.CapturePass, "__init__", wide_pass)
 
 
 def test_prefill(architecture, seen):

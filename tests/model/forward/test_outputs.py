@@ -13,7 +13,7 @@ from transformers import StoppingCriteria, pipeline
 from word_tokenizers import make_tokenizer
 
 from cc_model import connection_disabled
-from cc_model.generation_state import current_generation
+from cc_model.generation import current_generation
 from cc_model.testing import random_matrix, tiny_model
 
 INDEX, PIVOT_INDEX = [6, 5, 4], [8, 7, 6]  # of batch()
