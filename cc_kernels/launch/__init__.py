@@ -15,9 +15,21 @@ from cc_kernels.launch.heuristics import (
 )
 from cc_kernels.launch.launching import Prepared, launch, prepared
 from cc_kernels.launch.optional import HAS_TRITON, INTERPRETED, arithmetic_dtype, jit, tl, triton
-from cc_kernels.launch.recording import Gpu, Launch, empty, gpu_of, processors, record_launches, warp_size, written
+from cc_kernels.launch.recording import (
+    H100,
+    Gpu,
+    Launch,
+    empty,
+    gpu,
+    gpu_of,
+    record_launches,
+    recorded,
+    warp_size,
+    written,
+)
 
 __all__ = [
+    "H100",
     "HAS_TRITON",
     "INTERPRETED",
     "MEMORY_ACCESS_BYTES",
@@ -29,13 +41,14 @@ __all__ = [
     "blocks",
     "constants",
     "empty",
+    "gpu",
     "gpu_of",
     "jit",
     "launch",
     "power_of_two",
     "prepared",
-    "processors",
     "record_launches",
+    "recorded",
     "row_config",
     "tl",
     "triton",

@@ -20,13 +20,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Gpu:
-    """What the heuristics ask of a GPU: threads of a warp, and processors (multiprocessors, or compute units)."""
+    """What the heuristics ask of a GPU.
+
+    A processor is a streaming multiprocessor or a compute unit. `in_flight` bytes must be on their way to each of them
+    at any time to use the bandwidth of the memory: by Little's law the bandwidth times about 1 µs of latency under
+    load, divided by the processors.
+    """
 
     warp_size: int
     processors: int
+    in_flight: int = 36 * 1024  # H200: 4.8 TB/s
 
 
 H100 = Gpu(warp_size=32, processors=132)  # for which block sizes are chosen where there is no GPU to ask
+_IN_FLIGHT_SM_100 = 54 * 1024  # B200: 8 TB/s over 148 processors
+_IN_FLIGHT_AMD = 18 * 1024  # MI300X: 5.3 TB/s over 304 compute units
 
 
 @dataclass(frozen=True)
@@ -98,8 +106,10 @@ def gpu_of(device: torch.device) -> Gpu:
     """The GPU behind a device; an H100 for what is none, so that interpreted kernels get the sizes of a real one."""
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
-        warp = getattr(properties, "warp_size", 64 if torch.version.hip else 32)
-        return Gpu(warp, properties.multi_processor_count)
+        if torch.version.hip:
+            return Gpu(getattr(properties, "warp_size", 64), properties.multi_processor_count, _IN_FLIGHT_AMD)
+        in_flight = _IN_FLIGHT_SM_100 if properties.major >= 10 else H100.in_flight
+        return Gpu(32, properties.multi_processor_count, in_flight)
     if device.type == "xpu":
         return Gpu(32, torch.xpu.get_device_properties(device).max_compute_units)
     return H100
@@ -113,8 +123,3 @@ def gpu() -> Gpu:
 def warp_size() -> int:
     """Threads of one warp of that GPU: 64 on most of AMD's, 32 elsewhere."""
     return gpu().warp_size
-
-
-def processors() -> int:
-    """Its streaming multiprocessors, or compute units."""
-    return gpu().processors

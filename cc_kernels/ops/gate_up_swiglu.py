@@ -18,12 +18,12 @@ from cc_kernels.launch import (
     blocks,
     constants,
     empty,
+    gpu,
     jit,
     launch,
     prepared,
     tl,
     unit_stride,
-    warp_size,
 )
 from cc_kernels.library import define
 from cc_kernels.op import Op
@@ -83,7 +83,7 @@ def _forward(x: Tensor, w_gate: Tensor, w_up: Tensor) -> Tensor:
     if out.numel() == 0:
         return out
     x, w_gate, w_up = unit_stride(x), unit_stride(w_gate), unit_stride(w_up)
-    config = gate_up_config(rows, inner, x.element_size(), warp_size())
+    config = gate_up_config(rows, inner, x.element_size(), gpu())
     launch(
         _gate_up_swiglu_fwd_kernel, (blocks(inner, config.block_columns), blocks(rows, config.block_rows)),
         x_ptr=x, gate_ptr=w_gate, up_ptr=w_up, out_ptr=out,

@@ -37,6 +37,16 @@ from cc_kernels.library import define
 from cc_kernels.op import Op
 
 
+@jit()
+def _place(program, blocks_per_row, BLOCK: tl.constexpr):
+    """Row and first column of a program. One long row, the usual case, needs no division (`blocks_per_row` None)."""
+    row = tl.zeros((), tl.int64)
+    if blocks_per_row is not None:
+        row = (program // blocks_per_row).to(tl.int64)
+        program = program % blocks_per_row
+    return row, program.to(tl.int64) * BLOCK
+
+
 @jit(do_not_specialize=["blocks_per_row"])
 def _swiglu_fwd_kernel(
     gate_ptr,
@@ -49,9 +59,7 @@ def _swiglu_fwd_kernel(
     ARITHMETIC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    program = tl.program_id(0)
-    row = (program // blocks_per_row).to(tl.int64)
-    start = (program % blocks_per_row).to(tl.int64) * BLOCK
+    row, start = _place(tl.program_id(0), blocks_per_row, BLOCK)
     offsets = tl.arange(0, BLOCK)  # [BLOCK]
     mask = offsets < columns - start
     gate = tl.load(gate_ptr + row * gate_stride + start + offsets, mask=mask, other=0.0).to(ARITHMETIC)
@@ -75,9 +83,7 @@ def _swiglu_bwd_kernel(
     ARITHMETIC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    program = tl.program_id(0)
-    row = (program // blocks_per_row).to(tl.int64)
-    start = (program % blocks_per_row).to(tl.int64) * BLOCK
+    row, start = _place(tl.program_id(0), blocks_per_row, BLOCK)
     offsets = tl.arange(0, BLOCK)  # [BLOCK]
     mask = offsets < columns - start
     grad = tl.load(grad_ptr + row * grad_stride + start + offsets, mask=mask, other=0.0).to(ARITHMETIC)
@@ -133,7 +139,8 @@ def _swiglu_forward(gate: Tensor, up: Tensor) -> Tensor:
     launch(
         _swiglu_fwd_kernel, (rows * blocks_per_row,),
         gate_ptr=gate, up_ptr=up, out_ptr=out, gate_stride=gate_stride, up_stride=up_stride,
-        columns=columns, blocks_per_row=blocks_per_row, ARITHMETIC=arithmetic_dtype(gate.dtype), **constants(config),
+        columns=columns, blocks_per_row=None if rows == 1 else blocks_per_row,
+        ARITHMETIC=arithmetic_dtype(gate.dtype), **constants(config),
     )  # fmt: skip
     return out
 
@@ -150,7 +157,8 @@ def _swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Te
         _swiglu_bwd_kernel, (rows * blocks_per_row,),
         grad_ptr=grad, gate_ptr=gate, up_ptr=up, grad_gate_ptr=grad_gate, grad_up_ptr=grad_up,
         grad_stride=grad_stride, gate_stride=gate_stride, up_stride=up_stride,
-        columns=columns, blocks_per_row=blocks_per_row, ARITHMETIC=arithmetic_dtype(gate.dtype), **constants(config),
+        columns=columns, blocks_per_row=None if rows == 1 else blocks_per_row,
+        ARITHMETIC=arithmetic_dtype(gate.dtype), **constants(config),
     )  # fmt: skip
     return grad_gate, grad_up
 

@@ -20,12 +20,12 @@ from cc_kernels.launch import (
     blocks,
     constants,
     empty,
+    gpu,
     jit,
     launch,
     prepared,
     tl,
     unit_stride,
-    warp_size,
 )
 from cc_kernels.library import define
 from cc_kernels.op import Op
@@ -91,7 +91,7 @@ def _forward(values: Tensor, matrix: Tensor, layers: Tensor | None) -> Tensor:
         return out
     values, matrix = unit_stride(values), _dense_axis(matrix)
     tile_rows = rows if layers is None else 1
-    config = transform_rows_config(tile_rows, width, values.element_size(), warp_size())
+    config = transform_rows_config(tile_rows, width, values.element_size(), gpu())
     launch(
         _transform_rows_fwd_kernel,
         (blocks(width, config.block_columns), blocks(rows, config.block_rows) if layers is None else rows),

@@ -23,6 +23,7 @@ from cc_kernels.launch import (
     blocks,
     constants,
     empty,
+    gpu,
     jit,
     launch,
     prepared,
@@ -83,7 +84,7 @@ def _logits_gradient(
     return soft * (grad_weights - tl.sum(soft * grad_weights, axis=0)) / temperature
 
 
-@jit()
+@jit(do_not_specialize=["rows"])
 def _decision_bwd_kernel(
     partial_ptr, grad_weights_ptr, soft_ptr, weights_ptr, grad_update_ptr, weight_ptr, rows_ptr, grad_logits_ptr,
     grad_embeds_ptr, grad_bank_ptr,
@@ -134,7 +135,7 @@ def _decision_bwd_kernel(
             tl.store(grad_bank_ptr + (row * rows + k) * width + columns[None, :], grad_bank, mask=mask)
 
 
-@jit()
+@jit(do_not_specialize=["rows"])
 def _bank_rows_bwd_kernel(
     grad_logits_ptr, weights_ptr, grad_update_ptr, weight_ptr, rows_ptr, grad_bank_ptr,
     grad_update_stride, weight_stride, rows_stride, grad_bank_layer_stride,
@@ -166,7 +167,7 @@ def _bank_rows_bwd_kernel(
     tl.store(grad_bank_ptr + at * grad_bank_layer_stride + p * width + columns[None, :], grad_bank, mask=mask)
 
 
-@jit()
+@jit(do_not_specialize=["rows"])
 def _weight_bwd_kernel(
     grad_logits_ptr, vector_ptr, grad_weight_ptr,
     vector_stride, grad_weight_stride,
@@ -195,7 +196,7 @@ def _weight_bwd_kernel(
 def _mix_gradient(grad_update: Tensor, bank: Tensor, rows: Tensor | None) -> Tensor:
     """The parts of `∂u[k] · V[l,k]`, `(K, parts, L)`."""
     layers, (count, width) = bank.shape[0], grad_update.shape
-    config = mix_config(layers, count, width, bank.element_size(), warp_size())
+    config = mix_config(layers, width, bank.element_size(), gpu())
     partial = empty(bank, (count, config.parts, layers), wide_dtype(bank.dtype))
     layer_blocks = blocks(layers, config.block_layers)
     launch(
@@ -230,7 +231,7 @@ def _bank_gradient(
 ) -> None:
     """Write `∂V` `(L, P, d)`, whose row p collects the gradients of every k with `rows[k] == p`."""
     layers, sources, width = grad_bank.shape
-    config = output_config(layers, sources, width, 1, False, warp_size())
+    config = output_config(layers, width, 1, False, gpu())
     width_blocks = blocks(width, config.block_width)
     launch(
         _bank_rows_bwd_kernel, (sources * width_blocks,),
@@ -276,7 +277,7 @@ def backward(
     partials = 0 if partial is None else partial.shape[1]
     own_rows = want_bank and rows is None  # otherwise several rows may share one of the bank
     columns = width if own_rows or want_embeds else 1
-    config = output_config(layers, count, columns, partials, False, warp_size())
+    config = output_config(layers, columns, partials, False, gpu())
     launch(
         _decision_bwd_kernel, (count * config.width_blocks,),
         partial_ptr=partial, grad_weights_ptr=grad_weights, soft_ptr=soft, weights_ptr=weights,

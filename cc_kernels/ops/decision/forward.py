@@ -19,11 +19,11 @@ from cc_kernels.launch import (
     blocks,
     constants,
     empty,
+    gpu,
     jit,
     launch,
     tl,
     unit_stride,
-    warp_size,
 )
 from cc_kernels.ops.decision.config import bank_config, output_config
 from cc_kernels.reference import wide_dtype
@@ -31,17 +31,17 @@ from cc_kernels.reference import wide_dtype
 
 @jit()
 def _mean_over_layers(
-    bank_at, real, bank_layer_stride, ARITHMETIC: tl.constexpr, LAYERS: tl.constexpr, BLOCK_LAYERS: tl.constexpr
-):
+    bank_at, real, bank_layer_stride,
+    ARITHMETIC: tl.constexpr, LAYERS: tl.constexpr, BLOCK_LAYERS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """`mean_l V[l]` [BK, BD], where `bank_at` and `real` [BK, BD] say where layer 0 is and what of it exists.
 
-    Tiles are added element by element, so that only the last sum crosses threads.
+    Tiles are added element by element, so that only the last sum crosses threads. Where there are several, `STAGES` − 1
+    of them are copied to shared memory ahead of time.
     """
-    layers = tl.arange(0, BLOCK_LAYERS).to(tl.int64)[:, None, None]  # [BL, 1, 1]
-    mask = (layers < LAYERS) & real[None, :, :]
-    total = tl.load(bank_at[None, :, :] + layers * bank_layer_stride, mask=mask, other=0.0).to(ARITHMETIC)
-    for first in range(BLOCK_LAYERS, LAYERS, BLOCK_LAYERS):
-        layers = first + tl.arange(0, BLOCK_LAYERS).to(tl.int64)[:, None, None]
+    total = tl.zeros((BLOCK_LAYERS, real.shape[0], real.shape[1]), ARITHMETIC)
+    for first in tl.range(0, LAYERS, BLOCK_LAYERS, num_stages=STAGES):
+        layers = first + tl.arange(0, BLOCK_LAYERS).to(tl.int64)[:, None, None]  # [BL, 1, 1]
         mask = (layers < LAYERS) & real[None, :, :]
         total += tl.load(bank_at[None, :, :] + layers * bank_layer_stride, mask=mask, other=0.0).to(ARITHMETIC)
     return tl.sum(total, axis=0) / LAYERS
@@ -64,14 +64,14 @@ def sum_parts(
     return total
 
 
-@jit()
+@jit(do_not_specialize=["rows"])
 def _partial_logits_fwd_kernel(
     bank_ptr, embeds_ptr, weight_ptr, folded_ptr, rows_ptr, partial_ptr, vector_ptr,
     bank_layer_stride, bank_row_stride, embeds_stride, weight_stride, rows_stride, folded_layer_stride,
     folded_column_stride, folded_logit_stride,
     rows, width,
     ARITHMETIC: tl.constexpr, LAYERS: tl.constexpr, BLOCK_LAYERS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr, WIDTH_BLOCKS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr, BLOCK_LOGITS: tl.constexpr, WIDTH_BLOCKS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The part of `W (mean_l V[l] + e)`, or with F of `mean_l V[l] F + W e`, that a block of columns contributes."""
     program = tl.program_id(0).to(tl.int64)
@@ -85,41 +85,42 @@ def _partial_logits_fwd_kernel(
         read = source >= 0
     real = read[:, None] & inside[None, :]
     # W's first tile depends on nothing: asked for before the bank, it arrives while the bank is being read.
-    logits = tl.arange(0, BLOCK_LAYERS).to(tl.int64)  # [BL]
+    logits = tl.arange(0, BLOCK_LOGITS).to(tl.int64)  # [BG]
     mask = (logits < LAYERS)[:, None] & inside[None, :]
     weight = tl.load(weight_ptr + logits[:, None] * weight_stride + columns[None, :], mask=mask, other=0.0)
     embeds = tl.load(embeds_ptr + k[:, None] * embeds_stride + columns[None, :], mask=real, other=0.0).to(ARITHMETIC)
 
     bank_at = bank_ptr + source[:, None] * bank_row_stride + columns[None, :]  # [BK, BD]
-    mean = _mean_over_layers(bank_at, real, bank_layer_stride, ARITHMETIC, LAYERS, BLOCK_LAYERS)
+    mean = _mean_over_layers(bank_at, real, bank_layer_stride, ARITHMETIC, LAYERS, BLOCK_LAYERS, STAGES)
     if folded_ptr is None:
         embeds += mean
     if vector_ptr is not None:
         vector_at = vector_ptr + k[:, None] * width + columns[None, :]
         tl.store(vector_at, embeds, mask=here[:, None] & inside[None, :])
 
-    for first in range(0, LAYERS, BLOCK_LAYERS):
-        logits = first + tl.arange(0, BLOCK_LAYERS).to(tl.int64)
+    for first in range(0, LAYERS, BLOCK_LOGITS):
+        logits = first + tl.arange(0, BLOCK_LOGITS).to(tl.int64)
         if first > 0:
             mask = (logits < LAYERS)[:, None] & inside[None, :]
             weight = tl.load(weight_ptr + logits[:, None] * weight_stride + columns[None, :], mask=mask, other=0.0)
-        parts = tl.sum(weight.to(ARITHMETIC)[:, None, :] * embeds[None, :, :], axis=2)  # [BL, BK]
-        if folded_ptr is not None:  # F is (d, L): its tile is [BD, BL], read along L
+        wide = weight.to(ARITHMETIC)
+        parts = tl.dot(wide, tl.trans(embeds), input_precision="ieee", out_dtype=ARITHMETIC)  # [BG, BK]
+        if folded_ptr is not None:  # F is (d, L): its tile is [BD, BG], read along L
             folded_at = folded_ptr + columns[:, None] * folded_column_stride + logits[None, :] * folded_logit_stride
             tile = tl.load(folded_at, mask=inside[:, None] & (logits < LAYERS)[None, :], other=0.0).to(ARITHMETIC)
-            parts += tl.sum(tile[:, :, None] * tl.trans(mean)[:, None, :], axis=0)
+            parts = tl.dot(tl.trans(tile), tl.trans(mean), parts, input_precision="ieee", out_dtype=ARITHMETIC)
         partial_at = partial_ptr + (k[None, :] * WIDTH_BLOCKS + block) * LAYERS + logits[:, None]
         tl.store(partial_at, parts, mask=(logits < LAYERS)[:, None] & here[None, :])
 
 
-@jit()
+@jit(do_not_specialize=["rows"])
 def _partial_logits_per_layer_fwd_kernel(
     bank_ptr, embeds_ptr, weight_ptr, folded_ptr, rows_ptr, partial_ptr, vector_ptr,
     bank_layer_stride, bank_row_stride, embeds_stride, weight_stride, rows_stride, folded_layer_stride,
     folded_column_stride, folded_logit_stride,
     rows, width,
     ARITHMETIC: tl.constexpr, LAYERS: tl.constexpr, BLOCK_LAYERS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr, WIDTH_BLOCKS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr, BLOCK_LOGITS: tl.constexpr, WIDTH_BLOCKS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The part of `mean_l (V[l] F[l]) + W e` that a block of columns contributes to one row.
 
@@ -211,7 +212,7 @@ def _partial_logits(
     layers, (count, width) = bank.shape[0], embeds.shape
     wide = wide_dtype(bank.dtype)
     per_layer = bank_weight is not None and bank_weight.ndim == 3
-    config = bank_config(layers, count, width, bank.element_size(), warp_size(), per_layer)
+    config = bank_config(layers, count, width, bank.element_size(), gpu(), per_layer)
     partial = empty(bank, (count, config.width_blocks, layers), wide)
     vector = empty(bank, (count, width), wide) if keep and bank_weight is None else None
     embeds, weight = unit_stride(embeds), unit_stride(weight)
@@ -268,7 +269,7 @@ def forward(
     update = empty(bank, (count, width)) if with_update else None
     noise = None if noise is None else unit_stride(noise)
     columns, select = (width, hard) if with_update else (1, True)
-    config = output_config(layers, count, columns, partial.shape[1], select, warp_size())
+    config = output_config(layers, columns, partial.shape[1], select, gpu())
     launch(
         _choose_fwd_kernel, (count * config.width_blocks,),
         partial_ptr=partial, noise_ptr=noise, bank_ptr=bank, rows_ptr=rows, weights_ptr=weights, soft_ptr=soft,
