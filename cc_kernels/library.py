@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from cc_kernels.launch import INTERPRETED
+from cc_kernels.launch import INTERPRETED, launching
 
 _LIBRARY = torch.library.Library("cc_kernels", "DEF")
 _GPU_KEYS = ("CUDA", "XPU")  # ROCm uses CUDA
@@ -66,12 +66,15 @@ def define(
     def call(*arguments: Any) -> Any:
         if is_observed():
             return operator(*arguments)
-        needs_grad = False
+        needs_grad = without_kernels = False
         for x in arguments:
             if type(x) is Tensor or type(x) is Parameter:
                 needs_grad = needs_grad or x.requires_grad
+                without_kernels = without_kernels or x.is_cpu
             elif isinstance(x, Tensor):  # a subclass sees operators
                 return operator(*arguments)
+        if without_kernels and not INTERPRETED and "cpu" not in launching.DIRECT:
+            return operator(*arguments)  # which runs the reference
         if needs_grad and torch.is_grad_enabled():
             return operator(*arguments) if differentiable is None else differentiable(*arguments)
         return implementation(*arguments)

@@ -13,7 +13,7 @@ from cc_kernels.launch.heuristics import (
     row_config,
     unit_stride,
 )
-from cc_kernels.launch.launching import Prepared, launch, prepared
+from cc_kernels.launch.launching import Prepared, launch, prepared, warmup
 from cc_kernels.launch.optional import HAS_TRITON, INTERPRETED, arithmetic_dtype, jit, tl, triton
 from cc_kernels.launch.recording import (
     H100,
@@ -53,6 +53,7 @@ __all__ = [
     "tl",
     "triton",
     "unit_stride",
+    "warmup",
     "warp_size",
     "written",
 ]

@@ -228,3 +228,32 @@ def _stand_in(value: Any) -> Any:
 def prepared(launcher: Callable[..., Any]) -> Prepared:
     """Decorate a launcher, so that its Python runs once for each kind of arguments. See `Prepared`."""
     return Prepared(launcher)
+
+
+def warmup(call: Callable[[], Any], device: torch.device | None = None) -> None:
+    """Run `call` as PyTorch asks before a CUDA graph is captured: three times, on a stream of its own.
+
+    The kernels are then compiled and loaded, and their launches prepared; a capture allows neither. Without a GPU the
+    call is run once.
+
+    Args:
+        call: what shall be captured, with arguments of the same shapes, strides and dtypes.
+        device: the GPU; the current one by default.
+
+    Example:
+        >>> import torch
+        >>> from cc_kernels import swiglu
+        >>> x = torch.ones(2, 8)
+        >>> warmup(lambda: swiglu(x, x))
+    """
+    if not torch.cuda.is_available():
+        call()
+        return
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                call()
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()

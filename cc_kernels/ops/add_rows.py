@@ -142,6 +142,10 @@ def _add_rows_triton(x: Tensor, rows: Tensor, values: Tensor, inplace: bool = Fa
     return _AddRowsInplace.apply(x, rows, values)
 
 
+def _reference_inplace(x: Tensor, rows: Tensor, values: Tensor) -> None:
+    reference.add_rows(x, rows, values, inplace=True)
+
+
 if HAS_TRITON:
     _add_op = define(
         "add_rows(Tensor x, Tensor rows, Tensor values) -> Tensor",
@@ -155,7 +159,7 @@ if HAS_TRITON:
         "add_rows_(Tensor(a!) x, Tensor rows, Tensor values) -> ()",
         _forward_inplace,
         fake=lambda *_: None,
-        reference=lambda x, rows, values: reference.add_rows(x, rows, values, inplace=True) and None,
+        reference=_reference_inplace,
     )
     register_triton("add_rows", _add_rows_triton)
 
