@@ -8,7 +8,7 @@ Source of the method: CC-Tuning (ACL 2025, arXiv 2506.00875), sections 3.1 to 3.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +66,18 @@ def add_rows(x: Tensor, rows: Tensor, values: Tensor, inplace: bool = False) -> 
     return x.index_add_(0, target, kept) if inplace else x.index_add(0, target, kept)
 
 
+class Reads(NamedTuple):
+    """`rows` of `decide` and `connect`, taken apart once: what is read, and which rows read none."""
+
+    source: Tensor  # (K,) in [0, P); anything where none is read
+    none: Tensor  # (K, 1) bool
+
+
+def reads_of(rows: Tensor | None) -> Reads | None:
+    """`rows` `(K,)` taken apart; None when each row reads its own."""
+    return None if rows is None else Reads(rows.clamp(min=0).long(), (rows < 0)[:, None])
+
+
 def read_bank(bank: Tensor, rows: Tensor | None) -> Tensor:
     """`bank[:, rows]` `(L, K, d)`, zeros where a row is −1; the bank itself without `rows`."""
     if rows is None:
@@ -84,23 +96,41 @@ def add_to_bank(values: Tensor, rows: Tensor, sources: int) -> Tensor:
 
 
 def decision_logits(
-    bank: Tensor, embeds: Tensor, weight: Tensor, bank_weight: Tensor | None = None, rows: Tensor | None = None
+    bank: Tensor, embeds: Tensor, weight: Tensor, bank_weight: Tensor | None = None, reads: Reads | None = None
 ) -> Tensor:
     """`z[k] = W (mean_l V[l,k] + e[k])`, with `mean_l V[l,k] Fₗ + W e[k]` for a folded `F = M Wᵀ`. Shape (K, L).
 
-    With `rows`, `V[l, rows[k]]` stands for `V[l,k]`, and a row of −1 reads zeros. Rows are read before they meet a
-    matrix, so that a row of the bank that nobody reads cannot reach the matrix's gradient.
+    With `reads`, `V[l, rows[k]]` stands for `V[l,k]`, and a row that reads none has zeros in the place of V and e.
+    They are filled in, not multiplied: what the row holds must not matter, nor its gradient. Rows are read before they
+    meet a matrix, so that a row of the bank that nobody reads cannot reach the matrix's gradient.
     """
     wide = wide_dtype(bank.dtype)
     if bank_weight is not None and bank_weight.ndim == 3:
-        read = read_bank(bank.to(wide), rows)
-        from_bank = einsum(read, bank_weight.to(wide), "l k d, l d m -> k m") / bank.shape[0]
-        return from_bank + F.linear(embeds.to(wide), weight.to(wide))
+        per_layer = bank.to(wide)
+        if reads is not None:
+            per_layer = (
+                _read(per_layer.transpose(0, 1), reads.source).masked_fill(reads.none[:, None], 0.0).transpose(0, 1)
+            )
+        from_bank = einsum(per_layer, bank_weight.to(wide), "l k d, l d m -> k m") / bank.shape[0]
+        return from_bank + F.linear(_filled(embeds, reads).to(wide), weight.to(wide))
     mean = reduce(bank.to(wide), "l p d -> p d", "mean")  # of the bank's own rows, which several k may share
-    mean = mean if rows is None else capture_rows(mean, rows)
+    if reads is not None:
+        mean = _read(mean, reads.source)
     if bank_weight is not None:
-        return mean @ bank_weight.to(wide) + F.linear(embeds.to(wide), weight.to(wide))
-    return F.linear(mean + embeds.to(wide), weight.to(wide))
+        from_bank = _filled(mean, reads) @ bank_weight.to(wide)
+        return from_bank + F.linear(_filled(embeds, reads).to(wide), weight.to(wide))
+    return F.linear(_filled(mean + embeds.to(wide), reads), weight.to(wide))
+
+
+def _read(x: Tensor, index: Tensor) -> Tensor:
+    """`x[index]`; zeros when x has no row, so that every row reads none. The empty sum keeps x in the graph."""
+    if x.shape[0] == 0:
+        return x.new_zeros(index.shape[0], *x.shape[1:]) + x.sum(0)
+    return x.index_select(0, index)
+
+
+def _filled(x: Tensor, reads: Reads | None) -> Tensor:
+    return x if reads is None else x.masked_fill(reads.none, 0.0)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -148,25 +178,19 @@ def _choose(
     temperature: float,
     hard: bool,
     bank_weight: Tensor | None,
-    rows: Tensor | None,
+    reads: Reads | None,
 ) -> tuple[Tensor, Tensor | None]:
     """The weights (K, L) and, when `hard`, the chosen layer of each row (K,)."""
-    if rows is not None:  # what a row that reads none holds must not matter, nor its gradient
-        here = (rows >= 0)[:, None]
-        embeds = torch.where(here, embeds, 0.0)
-        noise = None if noise is None else torch.where(here, noise, 0.0)
-    logits = decision_logits(bank, embeds, weight, bank_weight, rows)
+    logits = decision_logits(bank, embeds, weight, bank_weight, reads)
     if noise is not None:
-        logits = logits + noise.to(logits.dtype)
+        logits = logits + _filled(noise, reads).to(logits.dtype)
     if temperature != 1.0:
         logits = logits / temperature
     weights, index = torch.softmax(logits, dim=-1), None
     if hard:
         index = logits.argmax(dim=-1)
         weights = _StraightThrough.apply(weights, torch.zeros_like(weights).scatter_(1, index[:, None], 1.0))
-    if rows is not None:
-        weights = torch.where(here, weights, 0.0)
-    return weights, index
+    return _filled(weights, reads), index
 
 
 def decide(
@@ -180,7 +204,7 @@ def decide(
     rows: Tensor | None = None,
 ) -> Tensor:
     """`softmax((z + g) / τ)`, or the one-hot of its maximum with the gradient of the softmax; zeros for a row of −1."""
-    return _choose(bank, embeds, weight, noise, temperature, hard, bank_weight, rows)[0]
+    return _choose(bank, embeds, weight, noise, temperature, hard, bank_weight, reads_of(rows))[0]
 
 
 def connect(
@@ -194,16 +218,16 @@ def connect(
     rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`decide`, then `update[k] = Σ_l weights[k,l] bank[l, rows[k]]`; when `hard`, the chosen row itself."""
-    weights, index = _choose(bank, embeds, weight, noise, temperature, hard, bank_weight, rows)
+    reads = reads_of(rows)
+    weights, index = _choose(bank, embeds, weight, noise, temperature, hard, bank_weight, reads)
     if index is None:
         mixed = einsum(weights, read_bank(bank.to(weights.dtype), rows), "k l, l k d -> k d")
         return mixed.to(bank.dtype), weights
-    if rows is None:
+    if reads is None:
         return _SelectRow.apply(bank, weights, index, torch.arange(bank.shape[1], device=bank.device), False), weights
     if bank.shape[1] == 0:  # nothing to read: every row is −1
         return read_bank(bank[:1], rows)[0], weights
-    update = _SelectRow.apply(bank, weights, index, rows.clamp(min=0).long(), True)
-    return torch.where((rows >= 0)[:, None], update, 0.0), weights
+    return _filled(_SelectRow.apply(bank, weights, index, reads.source, True), reads), weights
 
 
 def decision(

@@ -13,8 +13,8 @@ from cc_kernels.ops.gate_up_swiglu import MOST_ROWS
 from cc_model.fast_paths.few_tokens import OP, obstacle
 from cc_model.fast_paths.last_layer import narrow_obstacle
 from cc_model.patching.classes import is_patched
-from cc_model.patching.patch import fallback_reason, unwrap
-from cc_model.specs import ModelSpec, layers_of, spec_of
+from cc_model.patching.patch import fallback_reason
+from cc_model.specs import ModelSpec, layers_of, spec_of, unwrap
 
 
 @dataclass(frozen=True)

@@ -58,3 +58,11 @@ def layers_of(model: Any) -> nn.ModuleList:
     """The decoder layers of a supported model, in order."""
     spec = spec_of(model)
     return getattr(getattr(model, spec.body), spec.layers)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The causal language model inside a PEFT model, else `model`."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch module, got {type(model).__name__}")
+    base = getattr(model, "get_base_model", None)
+    return base() if callable(base) else model

@@ -10,13 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cc_kernels import gate_up_swiglu, swiglu
 from cc_model.compat import cache_of, with_cache
 from cc_model.data.columns import CONNECTION_ARGUMENTS
 from cc_model.fast_paths.few_tokens import streams_weights
-from cc_model.fast_paths.hooks import output_is_observed
 from cc_model.forward.passes import LayerSlot, active
 
 
@@ -32,7 +31,7 @@ class PatchedBody:
         if cc_call is None:
             self._cc_refuse_silence(named)
             return super().forward(*args, **kwargs)  # type: ignore[misc]
-        return cc_call.run(self, super().forward, with_cache(named, cache_of(named)))  # type: ignore[misc]
+        return cc_call.result(self, super().forward, with_cache(named, cache_of(named)))  # type: ignore[misc]
 
     def _cc_refuse_silence(self, named: dict[str, Any]) -> None:
         bypassed = [name for name in CONNECTION_ARGUMENTS if named.get(name) is not None]
@@ -69,6 +68,7 @@ class PatchedFeedForward:
     """SwiGLU through `cc_kernels`, and the running pass applied to the result."""
 
     cc_slot: LayerSlot
+    training: bool
     cc_fused: tuple[str, str, str] | None  # names of the gate, up and down projections; None runs the stock forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -82,7 +82,7 @@ class PatchedFeedForward:
         if not torch.compiler.is_compiling() and layer_pass.narrow and slot is layer_pass.slots[-1]:
             return layer_pass.narrowed(slot, block, args[0] if args else kwargs["x"])
         output = block(*args, **kwargs)
-        return layer_pass.feed_forward(slot, output, owned=slot.injects and self._cc_owns_output())
+        return layer_pass.feed_forward(slot, output, self)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """`down(silu(gate(x)) * up(x))`. Projections are called as modules: adapters and hooks stay in effect.
@@ -94,15 +94,7 @@ class PatchedFeedForward:
         x = args[0] if args else kwargs["x"]
         modules = self._modules  # type: ignore[attr-defined]
         gate, up, down = [modules[name] if name in modules else getattr(self, name) for name in self.cc_fused]
-        if streams_weights(self, gate, up, x):
+        if not (self.training or torch.is_grad_enabled()) and streams_weights(gate, up, x):
             inner = gate_up_swiglu(x.reshape(-1, x.shape[-1]), gate.weight, up.weight)
             return down(inner.view(*x.shape[:-1], inner.shape[-1]))
         return down(swiglu(gate(x), up(x)))
-
-    def _cc_owns_output(self) -> bool:
-        """Whether nobody else can hold the output: a forward hook or an adapter may have kept it."""
-        down = getattr(self, self.cc_fused[2]) if self.cc_fused is not None else None
-        if type(down) is not nn.Linear or "forward" in down.__dict__ or "forward" in self.__dict__:
-            return False
-        # A hook on the backward makes the output a view, which autograd does not let anyone write to.
-        return not (output_is_observed(self) or output_is_observed(down))  # type: ignore[arg-type]
