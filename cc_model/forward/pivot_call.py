@@ -23,6 +23,7 @@ from cc_model.data.columns import PivotBank
 from cc_model.data.positions import in_range, located, mark_skipped
 from cc_model.forward.bank import capture_bank, captured_tokens
 from cc_model.forward.calls import Body, BodyOutput, ConnectedCall, flatten, hidden_of, token_embeddings
+from cc_model.forward.masks import with_ready_mask
 from cc_model.forward.passes import CapturePass, InjectPass, LayerSlot
 from cc_model.forward.reentrant import carried, uses_reentrant_checkpointing
 
@@ -56,11 +57,12 @@ class PivotCall(ConnectedCall):
         """Pivot pass, decision, main pass with the connection."""
         config, training = self.connection.config, self.connection.training
         share = config.simulated_share if training else 0.0
-        bank, usable = self.pivot_bank(body, stock) if share < 1 else (None, self.usable())
         if self.packed:
             named = {**named, "use_cache": False}  # with a cache the stock model ignores that positions restart
         # One lookup serves both the decision and the main pass, so that the embedding gets one dense gradient, not two.
         embeds = token_embeddings(body, named)
+        main = with_ready_mask(body, named, embeds)
+        bank, usable = self.pivot_bank(body, stock) if share < 1 else (None, self.usable())
         index = self.connection_index(named, embeds.device)
         source, has_pivot = self.source(usable, index)
         tokens, in_row = self.located(index)
@@ -76,7 +78,7 @@ class PivotCall(ConnectedCall):
         if uses_reentrant_checkpointing(body) and update.requires_grad:
             embeds, update = carried(embeds, update)
         injection = InjectPass(added_at, update)
-        output = stock(**{**named, "input_ids": None, "inputs_embeds": embeds}, cc_pass=injection)
+        output = stock(**{**main, "input_ids": None, "inputs_embeds": embeds}, cc_pass=injection)
         injection.check()
         return output
 
