@@ -223,8 +223,7 @@ def _mix_gradient(grad_update: Tensor, bank: Tensor, rows: Tensor | None) -> Ten
         _mix_bwd_kernel, (count * layer_blocks * config.parts,),
         grad_update_ptr=grad_update, bank_ptr=bank, rows_ptr=rows, partial_ptr=partial,
         grad_update_stride=grad_update.stride(0), bank_layer_stride=bank.stride(0), bank_row_stride=bank.stride(1),
-        rows_stride=row_stride(rows),
-        width=width, steps=config.steps,
+        rows_stride=row_stride(rows), width=width, steps=config.steps,
         ARITHMETIC=arithmetic_dtype(bank.dtype), LAYERS=layers, LAYER_BLOCKS=layer_blocks, PARTS=config.parts,
         BLOCK_LAYERS=config.block_layers, BLOCK_WIDTH=config.block_width, num_warps=config.num_warps,
     )  # fmt: skip
@@ -242,9 +241,8 @@ def _bank_gradient(
         _bank_rows_bwd_kernel, (sources * width_blocks,),
         grad_logits_ptr=grad_logits, weights_ptr=weights, grad_update_ptr=grad_update, weight_ptr=weight,
         rows_ptr=rows, grad_bank_ptr=grad_bank,
-        grad_update_stride=row_stride(grad_update), weight_stride=weight.stride(0),
-        rows_stride=rows.stride(0), grad_bank_layer_stride=grad_bank.stride(0),
-        width=width, rows=rows.shape[0],
+        grad_update_stride=row_stride(grad_update), weight_stride=weight.stride(0), rows_stride=rows.stride(0),
+        grad_bank_layer_stride=grad_bank.stride(0), width=width, rows=rows.shape[0],
         ARITHMETIC=arithmetic_dtype(grad_bank.dtype), LAYERS=layers, BLOCK_LAYERS=config.block_layers,
         BLOCK_WIDTH=config.block_width, WIDTH_BLOCKS=width_blocks, num_warps=config.num_warps,
     )  # fmt: skip
@@ -252,18 +250,10 @@ def _bank_gradient(
 
 @prepared
 def backward(
-    grad_update: Tensor | None,
-    grad_weights: Tensor | None,
-    bank: Tensor,
-    weight: Tensor,
-    weights: Tensor,
-    soft: Tensor,
-    vector: Tensor | None,
-    temperature: float,
-    want_bank: bool,
-    want_embeds: bool,
+    grad_update: Tensor | None, grad_weights: Tensor | None, bank: Tensor, weight: Tensor, weights: Tensor,
+    soft: Tensor, vector: Tensor | None, temperature: float, want_bank: bool, want_embeds: bool,
     rows: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of logits `(K, L)`, embeddings `(K, d)`, bank and W (empty where not wanted).
 
     That of W is wanted where the `vector` that the forward saved is given.
@@ -280,8 +270,7 @@ def backward(
     config = columns_config(layers, width, gpu())
     incoming = {
         "partial_ptr": partial, "grad_weights_ptr": grad_weights, "soft_ptr": soft, "rows_ptr": rows,
-        "grad_logits_ptr": grad_logits,
-        "grad_weights_stride": row_stride(grad_weights), "rows_stride": row_stride(rows),
+        "grad_logits_ptr": grad_logits, "grad_weights_stride": row_stride(grad_weights), "rows_stride": row_stride(rows),
         "rows": count, "temperature": float(temperature),
         "ARITHMETIC": arithmetic_dtype(bank.dtype), "LAYERS": layers,
         "PARTIALS": 0 if partial is None else partial.shape[1], **constants(config),

@@ -22,6 +22,7 @@ from cc_kernels.launch import (
     gpu,
     jit,
     launch,
+    row_stride,
     tl,
     unit_stride,
 )
