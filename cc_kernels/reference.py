@@ -27,6 +27,15 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return (F.silu(gate.to(wide)) * up.to(wide)).to(gate.dtype)
 
 
+def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of gate and up."""
+    wide = wide_dtype(gate.dtype)
+    incoming, x = grad.to(wide), gate.to(wide)
+    sigmoid = torch.sigmoid(x)
+    grad_gate = incoming * up.to(wide) * sigmoid * (1 + x * (1 - sigmoid))
+    return grad_gate.to(gate.dtype), (incoming * x * sigmoid).to(up.dtype)
+
+
 def capture_rows(x: Tensor, rows: Tensor, assume_valid: bool = False) -> Tensor:
     """`out[k] = x[rows[k]]`, a zero row where `rows[k]` is −1."""
     if assume_valid:
@@ -42,6 +51,12 @@ def capture_rows_through(x: Tensor, rows: Tensor, assume_valid: bool = False) ->
     return x, capture_rows(x, rows, assume_valid)
 
 
+def capture_rows_backward(grad: Tensor, rows: Tensor, base: Tensor | None, length: int) -> Tensor:
+    """The gradient of x: `base`, zeros of `length` rows when None, with the rows of `grad` added."""
+    out = grad.new_zeros(length, grad.shape[1]) if base is None else base.clone()
+    return out if length == 0 else out.index_add_(0, rows.clamp(min=0), torch.where((rows >= 0)[:, None], grad, 0.0))
+
+
 def add_rows(x: Tensor, rows: Tensor, values: Tensor, inplace: bool = False) -> Tensor:
     """`out = x`, then `out[rows[k]] += values[k]` where `rows[k]` is not −1."""
     kept = torch.where((rows >= 0)[:, None], values, 0.0).to(x.dtype)
@@ -54,7 +69,7 @@ def add_rows(x: Tensor, rows: Tensor, values: Tensor, inplace: bool = False) -> 
 class Reads(NamedTuple):
     """`rows` of `decide` and `connect`, taken apart once: what is read, and which rows read none."""
 
-    index: Tensor  # (K,) in [0, P); anything where none is read
+    source: Tensor  # (K,) in [0, P); anything where none is read
     none: Tensor  # (K, 1) bool
 
 
@@ -94,13 +109,13 @@ def decision_logits(
         per_layer = bank.to(wide)
         if reads is not None:
             per_layer = (
-                _read(per_layer.transpose(0, 1), reads.index).masked_fill(reads.none[:, None], 0.0).transpose(0, 1)
+                _read(per_layer.transpose(0, 1), reads.source).masked_fill(reads.none[:, None], 0.0).transpose(0, 1)
             )
         from_bank = einsum(per_layer, bank_weight.to(wide), "l k d, l d m -> k m") / bank.shape[0]
         return from_bank + F.linear(_filled(embeds, reads).to(wide), weight.to(wide))
     mean = reduce(bank.to(wide), "l p d -> p d", "mean")  # of the bank's own rows, which several k may share
     if reads is not None:
-        mean = _read(mean, reads.index)
+        mean = _read(mean, reads.source)
     if bank_weight is not None:
         from_bank = _filled(mean, reads) @ bank_weight.to(wide)
         return from_bank + F.linear(_filled(embeds, reads).to(wide), weight.to(wide))
@@ -212,7 +227,63 @@ def connect(
         return _SelectRow.apply(bank, weights, index, torch.arange(bank.shape[1], device=bank.device), False), weights
     if bank.shape[1] == 0:  # nothing to read: every row is −1
         return read_bank(bank[:1], rows)[0], weights
-    return _filled(_SelectRow.apply(bank, weights, index, reads.index, True), reads), weights
+    return _filled(_SelectRow.apply(bank, weights, index, reads.source, True), reads), weights
+
+
+def decision(
+    bank: Tensor,
+    embeds: Tensor,
+    weight: Tensor,
+    noise: Tensor | None,
+    temperature: float,
+    hard: bool,
+    bank_weight: Tensor | None,
+    with_update: bool,
+    rows: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What one operator returns for both: `connect`, the softmax when `hard`, and `mean_l V + e` when not folded."""
+    update, weights = connect(bank, embeds, weight, noise, temperature, hard, bank_weight, rows)
+    nothing = weights.new_empty(0)
+    soft = decide(bank, embeds, weight, noise, temperature, False, bank_weight, rows) if hard else nothing
+    vector = nothing
+    if bank_weight is None:
+        vector = read_bank(bank.to(weights.dtype).mean(0, keepdim=True), rows)[0] + embeds.to(weights.dtype)
+        vector = vector if rows is None else torch.where((rows >= 0)[:, None], vector, 0.0)
+    return update if with_update else update.new_empty(0), weights, soft, vector
+
+
+def decision_backward(
+    grad_update: Tensor | None,
+    grad_weights: Tensor | None,
+    bank: Tensor,
+    weight: Tensor,
+    weights: Tensor,
+    soft: Tensor,
+    vector: Tensor | None,
+    temperature: float,
+    want_bank: bool,
+    want_embeds: bool,
+    rows: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of logits, embeddings, bank and W, by the formulas of `ops.decision.backward`."""
+    wide, layers = weights.dtype, bank.shape[0]
+    total = torch.zeros_like(weights) if grad_weights is None else grad_weights.to(wide)
+    if grad_update is not None:
+        total = total + einsum(grad_update.to(wide), read_bank(bank.to(wide), rows), "k d, l k d -> k l")
+    grad_logits = soft * (total - (soft * total).sum(-1, keepdim=True)) / temperature
+    if rows is not None:
+        grad_logits = torch.where((rows >= 0)[:, None], grad_logits, 0.0)
+    grad_vector = grad_logits @ weight.to(wide)
+    grad_embeds = grad_vector.to(bank.dtype) if want_embeds else bank.new_empty(0)
+    grad_bank = bank.new_empty(0)
+    if want_bank:
+        each = (grad_vector / layers).expand(layers, *grad_vector.shape)
+        if grad_update is not None:
+            share = weights.T[:, :, None]
+            each = each + torch.where(share != 0, share * grad_update.to(wide), 0.0)
+        grad_bank = (each if rows is None else add_to_bank(each, rows, bank.shape[1])).to(bank.dtype).contiguous()
+    grad_weight = weight.new_empty(0) if vector is None else (grad_logits.T @ vector.to(wide)).to(weight.dtype)
+    return grad_logits, grad_embeds, grad_bank, grad_weight
 
 
 def transform_rows(values: Tensor, matrix: Tensor, layers: Tensor | None = None) -> Tensor:

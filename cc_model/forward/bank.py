@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from cc_model.data.columns import PIVOT_COLUMNS, PivotBank, check_connection_arguments
 from cc_model.data.positions import flat_rows, in_range, last_tokens
 from cc_model.distributed import in_one_piece, without_wrappers
-from cc_model.forward.calls import Body, PlainCall, hidden_of
+from cc_model.forward.calls import Body, BodyOutput, PlainCall
 from cc_model.forward.passes import CapturePass, LayerSlot
 from cc_model.specs import unwrap
 
@@ -25,7 +24,7 @@ def capture_bank(
     ids: Tensor,
     mask: Tensor | None,
     index: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, BodyOutput]:
     """Run the decoder body, without the head, and capture one token of each row.
 
     Args:
@@ -39,7 +38,7 @@ def capture_bank(
 
     Returns:
         The bank `(L, B, d)`; which rows are usable `(B,)`, that is, have an attended token and an index in range (the
-        others hold finite numbers without meaning); a result of the pass `(B, S, d)`, without meaning.
+        others hold finite numbers without meaning); the body's output, whose hidden states are without meaning.
     """
     usable, tokens = captured_tokens(ids, mask, index)
     if mask is not None:
@@ -54,7 +53,7 @@ def capture_bank(
         output_attentions=False,
         cc_pass=capture,
     )
-    return capture.collect(device), usable, hidden_of(output)
+    return capture.collect(device), usable, output
 
 
 def captured_tokens(ids: Tensor, mask: Tensor | None, index: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -78,12 +77,12 @@ class BankCall(PlainCall):
         self.device = device
         self.index = index
 
-    def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BaseModelOutputWithPast:
+    def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BodyOutput:
         """`capture_bank` with the stock forward of the decoder body."""
         ids, mask = named["input_ids"], named["attention_mask"]
         index = None if self.index is None else self.index.to(ids.device)
-        self.bank, self.usable, hidden = capture_bank(body, stock, self.slots, self.device, ids, mask, index)
-        return BaseModelOutputWithPast(last_hidden_state=hidden)
+        self.bank, self.usable, output = capture_bank(body, stock, self.slots, self.device, ids, mask, index)
+        return output
 
 
 def captured_bank(model: Any, inner: Any, ids: Any, mask: Tensor | None, index: Tensor | None) -> tuple[Tensor, Tensor]:

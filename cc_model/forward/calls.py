@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import ModelOutput
 
 from cc_kernels import capture_rows
 from cc_model.connection.state import CrossLingualConnection
@@ -19,7 +19,10 @@ from cc_model.data.positions import last_tokens
 from cc_model.forward.head import SHIFTED
 from cc_model.forward.passes import LayerSlot
 
-Body = Callable[..., BaseModelOutputWithPast]
+BodyOutput = ModelOutput
+"""What a decoder body returns: an output class of its architecture's own, with `last_hidden_state` and a cache."""
+
+Body = Callable[..., BodyOutput]
 """The stock forward of the decoder body; `cc_pass` in its keyword arguments reaches every layer."""
 
 
@@ -32,11 +35,11 @@ class PlainCall:
 
     loss_rows: Tensor | None = None
 
-    def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BaseModelOutputWithPast:
+    def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BodyOutput:
         """The stock forward."""
         return stock(**named)
 
-    def result(self, body: Any, stock: Body, named: dict[str, Any]) -> BaseModelOutputWithPast:
+    def result(self, body: Any, stock: Body, named: dict[str, Any]) -> BodyOutput:
         """What `run` returns, with the last hidden state `(1, K, d)` where head and loss read K tokens alone."""
         if self.loss_rows is None:
             return self.run(body, stock, named)
@@ -107,10 +110,9 @@ def flatten(hidden: Tensor) -> Tensor:
     return hidden.reshape(-1, hidden.shape[-1])
 
 
-def hidden_of(output: BaseModelOutputWithPast) -> Tensor:
+def hidden_of(output: BodyOutput) -> Tensor:
     """The last hidden state `(B, T, d)`, which the decoder body always returns."""
-    assert output.last_hidden_state is not None
-    return output.last_hidden_state
+    return output["last_hidden_state"]
 
 
 def asks_for(name: str, body: Any, named: dict[str, Any]) -> bool:

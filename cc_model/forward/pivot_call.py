@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from cc_kernels import capture_rows
 from cc_model.compat import with_cache
@@ -23,7 +22,7 @@ from cc_model.connection.state import CrossLingualConnection
 from cc_model.data.columns import PivotBank
 from cc_model.data.positions import in_range, located, mark_skipped
 from cc_model.forward.bank import capture_bank, captured_tokens
-from cc_model.forward.calls import Body, ConnectedCall, flatten, input_shape, token_embeddings
+from cc_model.forward.calls import Body, BodyOutput, ConnectedCall, flatten, hidden_of, input_shape, token_embeddings
 from cc_model.forward.passes import CapturePass, InjectPass, LayerSlot
 from cc_model.forward.reentrant import carried, uses_reentrant_checkpointing
 
@@ -52,7 +51,7 @@ class PivotCall(ConnectedCall):
         self.given_bank: Any = PivotBank(bank, None) if isinstance(bank, Tensor) else bank
         self.packed = packed
 
-    def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BaseModelOutputWithPast:
+    def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BodyOutput:
         """Pivot pass, decision, main pass with the connection."""
         rows, length = input_shape(named)
         config, training = self.connection.config, self.connection.training
@@ -123,11 +122,11 @@ class PivotCall(ConnectedCall):
         with_grad = torch.is_grad_enabled() and self.connection.config.pivot_grad
         with torch.set_grad_enabled(with_grad):
             pivot = (self.pivot_ids, self.pivot_mask, self.pivot_index)
-            bank, usable, hidden = capture_bank(body, stock, self.slots, device, *pivot)
+            bank, usable, output = capture_bank(body, stock, self.slots, device, *pivot)
             if with_grad:
                 self.refuse_lost_gradient(bank, body)
                 # Sharded wrappers unshard in a backward hook of the pass's result, which the bank alone never reaches.
-                bank = bank + hidden[:, :0].sum().to(device=device, dtype=bank.dtype)
+                bank = bank + hidden_of(output)[:, :0].sum().to(device=device, dtype=bank.dtype)
         return bank, usable
 
     def taken_bank(self) -> tuple[Tensor, Tensor | None]:

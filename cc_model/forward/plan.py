@@ -32,14 +32,26 @@ from cc_model.generation import GenerationState
 
 logger = logging.getLogger("cc_model")
 
+WHERE_TO_CONNECT = (
+    "connection_index: expected the token of each row to connect, got neither connection_index nor labels. In "
+    "evaluation with a Transform Matrix a forward does not guess where the prompt ends. Pass connection_index= (B,), "
+    "the index of each prompt's last token (−1: no connection in this row), or labels, before whose first one it "
+    "connects; or call it inside cc_model.connection_disabled(model) for the plain model, as for the reference of DPO "
+    "or a prefix whose cache goes into generate. generate and cc_model.scoring.score_choices connect by themselves"
+)
+
 GENERATION_STEP = "cc_generation"  # marks the inputs of a forward as a step of the running `generate`
 
 
 def plan(model: Any, named: dict[str, Any]) -> PlainCall:
     """The call for the arguments `named`, from which the connection's own are taken out.
 
-    Given pivots, it connects. Without them: never in training; in evaluation when a Transform Matrix is set and the
-    cache is empty, or as the running `generate` says. In training, head and loss read the tokens of `loss_rows` alone.
+    Given pivots, it connects. Without them: never in training; in evaluation, when a Transform Matrix is set, as the
+    running `generate` says, at a given `connection_index`, or, with an empty cache, before the first label. In
+    training, head and loss read the tokens of `loss_rows` alone.
+
+    Raises:
+        ValueError: in evaluation with a matrix and an empty cache nothing says where to connect.
     """
     taken = {name: named.pop(name, None) for name in CONNECTION_ARGUMENTS}
     generation = named.pop(GENERATION_STEP, None)
@@ -88,9 +100,12 @@ def _connected(
     shared: dict[str, Any] = {"index": index, "noise": taken[NOISE]}
     if english:
         return PivotCall(connection, model.cc_slots(), taken, packed=packed, **shared)
-    cache = cache_of(named)
-    if cache is not None and int(cache.get_seq_length()) > 0:
-        return PlainCall()
+    if taken[INDEX] is None:
+        cache = cache_of(named)
+        if cache is not None and int(cache.get_seq_length()) > 0:
+            return PlainCall()
+        if index is None:
+            raise ValueError(WHERE_TO_CONNECT)
     return SimulatedCall(connection, model.cc_slots(), logits_to_keep=named.get("logits_to_keep", 0), **shared)
 
 
@@ -101,6 +116,7 @@ def _plan_generation(
     window = generation.enter(length, cached=cache_of(named) is not None)
     if window is None:
         return PlainCall()
+    generation.connected = True
     check_connection_arguments(taken, rows, model.cc.num_layers)
     refuse_packing(named)
     index = generation.local_index(window, rows)

@@ -114,7 +114,8 @@ def patch_model(model: nn.Module, config: CCConfig | None = None) -> nn.Module:
     if IGNORED_AT_INFERENCE not in ignored:
         inner.config.keys_to_ignore_at_inference = [*ignored, IGNORED_AT_INFERENCE]  # type: ignore[union-attr]
     connection.train(inner.training)
-    if inner is not model and not wrap_decision_maker(model, connection):
+    has_adapter = inner is not model or getattr(inner, "_hf_peft_config_loaded", False)
+    if has_adapter and not wrap_decision_maker(model, connection):
         logger.warning(
             "patch_model: %s saves no modules of the model, so that saving it leaves out the Decision Maker; save the "
             "model itself, model.get_base_model().save_pretrained(...)",
