@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.baselines import MODES, Batch, Mode, make_modes, random_batch
+from benchmarks.baselines import GENERATING, MODES, STATIC, Batch, Mode, make_modes, random_batch
 from benchmarks.measure.models import NAMES, build
 from benchmarks.measure.record import facts, save
 from benchmarks.measure.sources import contents
@@ -115,10 +115,9 @@ class Profile:
         self.record["content"] = contents(arguments.section.split(","))
         self.record["parameters"] = sum(parameter.numel() for parameter in self.model.parameters())
 
-    def modes(self, generating: bool = False, static: bool = False) -> list[Mode]:
-        """The chosen modes, or those of them whose generation is profiled, or is with a static cache."""
-        kinds = [kind for kind in self.kinds if kind.generates or not generating]
-        kinds = [kind for kind in kinds if kind.static or not static]
+    def modes(self, among: tuple[type[Mode], ...] = MODES) -> list[Mode]:
+        """The chosen modes that are `among` some."""
+        kinds = [kind for kind in self.kinds if kind in among]
         return make_modes(kinds, self.model, self.arguments.pivot_grad, self.arguments.seed)
 
     def batch(self, rows: int, prompt: int) -> Batch:
@@ -168,7 +167,7 @@ class Profile:
         given = self.arguments
         batch = self.batch(given.infer_batch, given.prompt)
         return profile_generation(
-            self.modes(generating=True, static=bool(options)),
+            self.modes(STATIC if options else GENERATING),
             batch.prompt,
             batch.noise,
             self.device,
@@ -186,7 +185,7 @@ class Profile:
         given = self.arguments
         noise = self.batch(given.infer_batch, 2).noise
         return first_token_curve(
-            self.modes(generating=True),
+            self.modes(GENERATING),
             lambda length: self.batch(given.infer_batch, length).prompt,
             given.lengths,
             noise,
