@@ -143,19 +143,32 @@ def _bank_of(taken: Mapping[str, Any]) -> Any:
 
 
 def _check_bank(bank: Any, taken: Mapping[str, Any], layers: int) -> None:
-    if taken.get("pivot_input_ids") is not None:
-        raise ValueError("pivot_bank: expected without pivot_input_ids, whose place it takes, got both")
+    for name in PIVOT_COLUMNS:
+        if taken.get(name) is not None:
+            raise ValueError(f"pivot_bank: expected without {name}, whose place it takes, got both")
     if not isinstance(bank, Tensor):
         raise TypeError(f"pivot_bank: expected a tensor or a PivotBank, got {type(bank).__name__}")
     if not bank.is_floating_point():
         raise TypeError(f"pivot_bank: expected a floating-point dtype, got {bank.dtype}")
     if bank.ndim != 3 or bank.shape[0] != layers:
         raise ValueError(f"pivot_bank: expected shape (L, P, d) with L = {layers}, got {tuple(bank.shape)}")
+    _check_usable(taken["pivot_bank"], bank.shape[1])
     if bank.requires_grad:
         raise ValueError(
             "pivot_bank: expected a bank without a gradient, got one that requires it; for pivot_grad=True give "
             "pivot_input_ids, so that the pivot pass is part of the step"
         )
+
+
+def _check_usable(given: Any, pivots: int) -> None:
+    usable = given.usable if isinstance(given, PivotBank) else None
+    if usable is None:
+        return
+    if not isinstance(usable, Tensor) or usable.dtype != torch.bool:
+        got = usable.dtype if isinstance(usable, Tensor) else type(usable).__name__
+        raise TypeError(f"pivot_bank: expected usable to be a bool tensor, got {got}")
+    if tuple(usable.shape) != (pivots,):
+        raise ValueError(f"pivot_bank: expected usable of shape (P,) = ({pivots},), got {tuple(usable.shape)}")
 
 
 def _check(name: str, value: Any, shape: tuple[int, ...], meaning: str) -> None:
