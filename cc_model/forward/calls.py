@@ -43,7 +43,7 @@ class PlainCall:
         """What `run` returns, with the last hidden state `(1, K, d)` where head and loss read K tokens alone."""
         if self.loss_rows is None:
             return self.run(body, stock, named)
-        named.pop(SHIFTED)  # meant for the loss
+        named.pop(SHIFTED, None)  # meant for the loss; a head of TRL takes it out itself
         output = self.run(body, stock, named)
         hidden = flatten(hidden_of(output))
         output.last_hidden_state = capture_rows(hidden, self.loss_rows.to(hidden.device))[None]

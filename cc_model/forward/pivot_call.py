@@ -140,6 +140,9 @@ class PivotCall(ConnectedCall):
                 "got a bank"
             )
         bank, usable = self.given_bank
+        width = self.connection.hidden_size
+        if bank.shape[-1] != width:
+            raise ValueError(f"pivot_bank: expected shape (L, P, d) with d = {width}, got {tuple(bank.shape)}")
         return bank.to(self.connection.device_like(bank)), usable
 
     def usable(self) -> Tensor | None:
