@@ -76,14 +76,14 @@ def test_nobody_waits_for_the_pivot_pass(side):
     data["labels"][data["attention_mask"] == 0] = -100
     model.train()
     with Order() as order:
-        loss = model(**data, gumbel_noise=gumbel(ROWS)).loss
+        loss = model(**data, gumbel_noise=gumbel(ROWS, 2)).loss
     assert any(name in SYNCHRONISING for name in order.names), (
         "transformers asks no more: this test has lost its object"
     )
     first_layer = order.names.index("aten.mm.default")
     assert not SYNCHRONISING & set(order.names[first_layer:])
     model.set_attn_implementation("eager")  # which asks nothing, so that its mask is made where it always was
-    torch.testing.assert_close(model(**data, gumbel_noise=gumbel(ROWS)).loss, loss, rtol=0, atol=1e-6)
+    torch.testing.assert_close(model(**data, gumbel_noise=gumbel(ROWS, 2)).loss, loss, rtol=0, atol=1e-6)
 
 
 def test_decode_step_adds_nothing():
