@@ -27,6 +27,12 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return (F.silu(gate.to(wide)) * up.to(wide)).to(gate.dtype)
 
 
+def geglu(gate: Tensor, up: Tensor, tanh: bool) -> Tensor:
+    """`gelu(gate) * up`, with the GELU of erf or its tanh approximation."""
+    wide = wide_dtype(gate.dtype)
+    return (F.gelu(gate.to(wide), approximate="tanh" if tanh else "none") * up.to(wide)).to(gate.dtype)
+
+
 def capture_rows(x: Tensor, rows: Tensor, assume_valid: bool = False) -> Tensor:
     """`out[k] = x[rows[k]]`, a zero row where `rows[k]` is −1."""
     if assume_valid:

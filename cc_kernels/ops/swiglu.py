@@ -110,7 +110,7 @@ def swiglu_config(element_size: int, warp_size: int) -> SwigluConfig:
     return SwigluConfig(block=2 * num_warps * warp_size * vector, num_warps=num_warps)
 
 
-def _as_rows(*tensors: Tensor) -> tuple[list[Tensor], list[int], int, int]:
+def as_rows(*tensors: Tensor) -> tuple[list[Tensor], list[int], int, int]:
     """The tensors with a dense last axis, their row strides, rows and columns; one long row when all are contiguous."""
     if all(x.is_contiguous() for x in tensors):
         return list(tensors), [0] * len(tensors), 1, tensors[0].numel()
@@ -122,7 +122,7 @@ def _swiglu_forward(gate: Tensor, up: Tensor) -> Tensor:
     out = gate.new_empty(gate.shape)
     if out.numel() == 0:
         return out
-    (gate, up), (gate_stride, up_stride), rows, columns = _as_rows(gate, up)
+    (gate, up), (gate_stride, up_stride), rows, columns = as_rows(gate, up)
     config = swiglu_config(gate.element_size(), warp_size())
     blocks_per_row = blocks(columns, config.block)
     launch(
@@ -147,7 +147,7 @@ def _swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Te
     grad_gate, grad_up = gate.new_empty(gate.shape), up.new_empty(up.shape)
     if grad.numel() == 0:
         return grad_gate, grad_up
-    (grad, gate, up), (grad_stride, gate_stride, up_stride), rows, columns = _as_rows(grad, gate, up)
+    (grad, gate, up), (grad_stride, gate_stride, up_stride), rows, columns = as_rows(grad, gate, up)
     config = swiglu_config(gate.element_size(), warp_size())
     blocks_per_row = blocks(columns, config.block)
     launch(

@@ -11,6 +11,7 @@ from cc_model.data.positions import last_tokens, located
 from cc_model.distributed import in_one_piece
 from cc_model.forward.calls import Body, BodyOutput
 from cc_model.forward.passes import CapturePass, LayerSlot
+from cc_model.specs import body_of
 
 
 def capture_bank(
@@ -96,7 +97,7 @@ def captured_bank(model: Any, inner: Any, ids: Any, mask: Tensor | None, index: 
     ids = ids.to(to_body)
     call = BankCall(inner.cc_slots(), inner.cc.device_like(ids), index)
     if in_one_piece(inner):
-        inner.get_decoder()(input_ids=ids, attention_mask=mask, cc_call=call)
+        body_of(inner)(input_ids=ids, attention_mask=mask, return_dict=True, cc_call=call)
     else:
         model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1, cc_call=call)
     return call.bank, call.usable.to(call.device)

@@ -10,10 +10,26 @@ from torch import nn
 
 from cc_model.data.columns import CONNECTION_ARGUMENTS
 from cc_model.patching.causal_lm import PatchedCausalLM
-from cc_model.patching.decoder import PatchedBody, PatchedFeedForward, PatchedLayer
+from cc_model.patching.decoder import (
+    PatchedAddend,
+    PatchedBody,
+    PatchedFeedForward,
+    PatchedFeedForwardAddend,
+    PatchedLayer,
+    PatchedSilentLayer,
+)
 
 _MIXINS: dict[str, type] = {
-    mixin.__name__: mixin for mixin in (PatchedBody, PatchedCausalLM, PatchedFeedForward, PatchedLayer)
+    mixin.__name__: mixin
+    for mixin in (
+        PatchedAddend,
+        PatchedBody,
+        PatchedCausalLM,
+        PatchedFeedForward,
+        PatchedFeedForwardAddend,
+        PatchedLayer,
+        PatchedSilentLayer,
+    )
 }
 _CACHE: dict[tuple[type, str], type] = {}
 
