@@ -14,6 +14,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from cc_model.compat import cache_of
 from cc_model.connection.notices import say_once
 from cc_model.data.columns import PIVOT_COLUMNS, check_connection_arguments, refuse_orphans
+from cc_model.data.modalities import refuse_other_modalities
 
 logger = logging.getLogger("cc_model")
 
@@ -183,7 +184,8 @@ def _pivot_arguments(model: Any, pivot: dict[str, Tensor | None] | None, rows: i
 
 
 def _refuse_unsupported_arguments(kwargs: dict[str, Any]) -> None:
-    """Arguments that lead away from the stock decoding loops."""
+    """Arguments that lead away from the stock decoding loops, or away from text."""
+    refuse_other_modalities(kwargs)
     for name, allowed in (("custom_generate", None), ("negative_prompt_ids", None)):
         if kwargs.get(name) is not allowed:
             raise ValueError(_refusal(name))

@@ -10,7 +10,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from cc_model.specs import SPECS
 
-
 _OPTIONS: dict[str, Any] = {
     "hidden_size": 64,
     "intermediate_size": 160,
@@ -40,7 +39,13 @@ _DELTA = {
     "full_attention_interval": 2,
 }
 _SHARED_EXPERT = {"shared_expert_intermediate_size": 32}
-_GEMMA4 = {**_WINDOW, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 256, "global_head_dim": 32, "pad_token_id": 0}
+_GEMMA4 = {
+    **_WINDOW,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": 256,
+    "global_head_dim": 32,
+    "pad_token_id": 0,
+}
 _ROTATED = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
 _MAMBA = {"mamba_d_state": 8, "mamba_d_conv": 4, "mamba_expand": 2}
 

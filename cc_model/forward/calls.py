@@ -85,6 +85,19 @@ def token_embeddings(body: Any, named: dict[str, Any]) -> Tensor:
     return embeds if embeds is not None else body.get_input_embeddings()(named["input_ids"])
 
 
+def with_embeddings(body: Any, named: dict[str, Any], embeds: Tensor) -> dict[str, Any]:
+    """The call with `embeds` in the place of its ids.
+
+    Gemma 4 reads a second embedding, of each layer, by the ids, and would search them in `embeds` otherwise.
+    """
+    given = {**named, "input_ids": None, "inputs_embeds": embeds}
+    text = getattr(body, "language_model", body)
+    ids = named.get("input_ids")
+    if ids is not None and getattr(text, "hidden_size_per_layer_input", 0):
+        given["per_layer_inputs"] = text.get_per_layer_inputs(ids, None)
+    return given
+
+
 def flatten(hidden: Tensor) -> Tensor:
     """`(B, T, d)` as `(B * T, d)`."""
     return hidden.reshape(-1, hidden.shape[-1])

@@ -18,7 +18,16 @@ from cc_model.connection.decision_maker import mapped_bank
 from cc_model.connection.state import CrossLingualConnection
 from cc_model.data.positions import in_range, located, mark_skipped
 from cc_model.forward.bank import capture_bank, captured_tokens
-from cc_model.forward.calls import Body, BodyOutput, ConnectedCall, flatten, hidden_of, input_shape, token_embeddings
+from cc_model.forward.calls import (
+    Body,
+    BodyOutput,
+    ConnectedCall,
+    flatten,
+    hidden_of,
+    input_shape,
+    token_embeddings,
+    with_embeddings,
+)
 from cc_model.forward.passes import CapturePass, InjectPass, LayerSlot
 from cc_model.forward.reentrant import carried, uses_reentrant_checkpointing
 
@@ -77,7 +86,7 @@ class PivotCall(ConnectedCall):
         if uses_reentrant_checkpointing(body) and update.requires_grad:
             embeds, update = carried(embeds, update)
         injection = InjectPass(mark_skipped(tokens, keep), update)
-        output = stock(**{**named, "input_ids": None, "inputs_embeds": embeds}, cc_pass=injection)
+        output = stock(**with_embeddings(body, named, embeds), cc_pass=injection)
         injection.check()
         return output
 

@@ -12,12 +12,14 @@ from cc_model.compat import cache_of
 from cc_model.connection.notices import say_once
 from cc_model.connection.state import CrossLingualConnection
 from cc_model.data.columns import CONNECTION_ARGUMENTS, check_connection_arguments, refuse_orphans
+from cc_model.data.modalities import refuse_other_modalities
 from cc_model.data.positions import before_first_label
 from cc_model.forward.calls import ConnectedCall, PlainCall, input_shape
 from cc_model.forward.packing import check_packed, is_packed, refuse_packing
 from cc_model.forward.pivot_call import PivotCall
 from cc_model.forward.simulated_call import SimulatedCall
 from cc_model.generation import GenerationState
+from cc_model.specs import body_of
 
 logger = logging.getLogger("cc_model")
 
@@ -47,6 +49,7 @@ def plan(model: Any, named: dict[str, Any]) -> PlainCall | ConnectedCall:
             _warn_of_plain_step(connection, named)
         if connection.training or not connection.simulates:
             return PlainCall()
+    refuse_other_modalities(named)
     if generation is not None:
         return _plan_generation(model, named, generation, taken)
     rows = input_shape(named)[0]
@@ -67,7 +70,7 @@ def plan(model: Any, named: dict[str, Any]) -> PlainCall | ConnectedCall:
     cache = cache_of(named)
     if cache is not None and int(cache.get_seq_length()) > 0:
         return PlainCall()
-    return SimulatedCall(connection, model.cc_slots(), logits_to_keep=named.get("logits_to_keep", 0), **shared)
+    return SimulatedCall(connection, model.cc_slots(), logits_to_keep=_kept(model, named), **shared)
 
 
 def _plan_generation(
@@ -89,10 +92,15 @@ def _plan_generation(
         model.cc,
         model.cc_slots(),
         first_index=first,
-        logits_to_keep=named.get("logits_to_keep", 0),
+        logits_to_keep=_kept(model, named),
         compile_config=generation.compile_config,
         **shared,
     )
+
+
+def _kept(model: Any, named: dict[str, Any]) -> int | Tensor:
+    """How many of the last tokens the head reads; all, where it finds them by the length of what the body returns."""
+    return 0 if "logits_to_keep" in body_of(model).cc_arguments else named.get("logits_to_keep", 0)
 
 
 def _warn_of_mistakes(connection: CrossLingualConnection, index: Tensor | None) -> None:

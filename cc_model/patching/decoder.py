@@ -20,6 +20,7 @@ from cc_model.data.columns import CONNECTION_ARGUMENTS
 from cc_model.fast_paths.few_tokens import halves, streams_weights
 from cc_model.fast_paths.fused import GELU_TANH, SILU, FusedBlock
 from cc_model.fast_paths.hooks import output_is_observed
+from cc_model.forward.calls import PlainCall
 from cc_model.forward.passes import LayerSlot, active
 
 
@@ -54,6 +55,8 @@ class PatchedBody:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         named = with_cache(named, cache_of(named))
         return_dict = named.pop("return_dict", None)
+        if not isinstance(cc_call, PlainCall):
+            named.pop("logits_to_keep", None)  # passes count their tokens from the first
         output = cc_call.run(self, self.cc_stock, named)
         as_tuple = not (self.config.return_dict if return_dict is None else return_dict)  # type: ignore[attr-defined]
         return output.to_tuple() if as_tuple else output

@@ -11,7 +11,6 @@ import contextlib
 import torch
 from torch import Tensor
 
-
 LAYERS = {
     "bloom": "transformer.h",
     "falcon": "transformer.h",
