@@ -12,8 +12,16 @@ from torch import Tensor
 from transformers.generation.configuration_utils import GenerationMode
 
 from cc_model.compat import cache_of
+from cc_model.connection.adapters import has_virtual_tokens
 from cc_model.connection.notices import say_once
-from cc_model.data.columns import PIVOT_COLUMNS, check_connection_arguments, refuse_orphans
+from cc_model.data.columns import (
+    BATCH_SHAPE,
+    PIVOT_ARGUMENTS,
+    check_connection_arguments,
+    check_whole,
+    has_pivots,
+    refuse_orphans,
+)
 from cc_model.data.modalities import refuse_other_modalities
 
 logger = logging.getLogger("cc_model")
@@ -56,6 +64,7 @@ class GenerationState:
         self.first_index, self.last_index = bounds
         self.pivot = pivot
         self.compile_config: Any = None  # how transformers compiles the decode steps, once it has said so
+        self.connected = self.last_index < self.first_index  # no row wants a connection: there is nothing to miss
         self.done = False  # compiled decode steps read this flag only, not positions that differ from call to call
 
     def enter(self, length: int, cached: bool) -> int | None:
@@ -72,6 +81,15 @@ class GenerationState:
         self.done = self.position > self.last_index
         holds_index = start <= self.last_index and self.first_index < self.position
         return start if holds_index else None
+
+    def check_prefill(self) -> None:
+        """Raise when the prompt has run and nothing was connected; reads no tensor."""
+        if not self.connected:
+            raise RuntimeError(
+                "generate: expected a connection in the prompt, but the prompt has run without one: something replaced "
+                "prepare_inputs_for_generation of the model after patch_model, or gave it other tokens; call "
+                "unpatch_model and patch_model again, or wrap the call in cc_model.connection_disabled(model)"
+            )
 
     def local_index(self, window: int, rows: int) -> Tensor:
         """`(rows,)` connection index within the tokens that start at `window`; rows are repeated for beams."""
@@ -104,9 +122,9 @@ def connected_generate(model: Any, stock: Callable[..., Any], args: tuple[Any, .
         kwargs: its keyword arguments, ours among them.
     """
     index = kwargs.pop("connection_index", None)
-    pivot = {name: kwargs.pop(name, None) for name in PIVOT_COLUMNS}
+    pivot = {name: kwargs.pop(name, None) for name in (*PIVOT_ARGUMENTS, BATCH_SHAPE)}
     connection = model.cc
-    has_pivot = pivot["pivot_input_ids"] is not None
+    has_pivot = has_pivots(pivot)
     if connection.enabled and not has_pivot:
         refuse_orphans(pivot, training=False)
         if connection.transform_matrix is None and say_once(connection, "no matrix"):
@@ -116,12 +134,15 @@ def connected_generate(model: Any, stock: Callable[..., Any], args: tuple[Any, .
     if not connection.enabled or not (has_pivot or (connection.simulates and not model.training)):
         return stock(*args, **kwargs)
     _refuse_unsupported_arguments(kwargs)
+    _refuse_virtual_tokens(model)
     state = _state(model, args, kwargs, index, pivot if has_pivot else None)
     previous, _running.generation = _running.generation, state
     try:
-        return stock(*args, **kwargs)
+        output = stock(*args, **kwargs)
     finally:
         _running.generation = previous
+    state.check_prefill()
+    return output
 
 
 def _state(
@@ -141,15 +162,32 @@ def _state(
             "attention_mask: expected left-padded prompts (padding_side='left'), got right padding: generated tokens "
             "would follow the padding and the connection"
         )
+    if mask is None and kwargs.get("inputs_embeds") is None and prompt is not None and given > 0:
+        _refuse_padding_at_the_end(model, prompt, kwargs)
     past = 0 if cache is None else int(cache.get_seq_length())
     english = _pivot_arguments(model, pivot, rows)
     end = mask.shape[1] if isinstance(mask, Tensor) and kwargs.get("inputs_embeds") is None else given
     if index is None:
         index = torch.full((rows,), end - 1, device=device)
         return GenerationState(model, past, index, (end - 1, end - 1), english)
-    return GenerationState(
-        model, past, *_given_index(index, rows, given, end, past), _pivot_arguments(model, pivot, rows)
+    return GenerationState(model, past, *_given_index(index, rows, given, end, past), english)
+
+
+def _refuse_padding_at_the_end(model: Any, ids: Tensor, kwargs: dict[str, Any]) -> None:
+    """Raise for a prompt that ends in the padding token, when no mask says whether it is one."""
+    own = model.generation_config
+    sources = (kwargs.get("pad_token_id"), getattr(kwargs.get("generation_config"), "pad_token_id", None))
+    pad = next(
+        (x for x in (*sources, own.pad_token_id, getattr(model.config, "pad_token_id", None)) if x is not None), -1
     )
+    padded = ids[:, -1] == int(pad)
+    if bool(padded.any()):
+        row = int(padded.int().argmax())
+        raise ValueError(
+            f"input_ids: expected left-padded prompts (padding_side='left'), got the padding token {int(pad)} at the "
+            f"end of row {row}, and no attention_mask; pass the tokenizer's attention_mask, of ones where the token "
+            "belongs to the prompt"
+        )
 
 
 def _given_index(index: Any, rows: int, given: int, end: int, past: int) -> tuple[Tensor, tuple[int, int]]:
@@ -178,9 +216,9 @@ def _pivot_arguments(model: Any, pivot: dict[str, Tensor | None] | None, rows: i
     """Checked arguments of `PivotCall`."""
     if pivot is None:
         return None
+    check_whole(pivot)
     check_connection_arguments(pivot, rows, model.cc.num_layers)
-    ids, mask, index = (pivot[name] for name in PIVOT_COLUMNS)
-    return {"pivot_ids": ids, "pivot_mask": mask, "pivot_index": index}
+    return pivot
 
 
 def _refuse_unsupported_arguments(kwargs: dict[str, Any]) -> None:
@@ -191,6 +229,16 @@ def _refuse_unsupported_arguments(kwargs: dict[str, Any]) -> None:
             raise ValueError(_refusal(name))
     if kwargs.get("cache_implementation") == "paged":
         raise ValueError(_refusal("cache_implementation='paged'"))
+
+
+def _refuse_virtual_tokens(model: Any) -> None:
+    """Raise for an adapter that puts virtual tokens before the prompt while it generates.
+
+    PEFT does so in a `prepare_inputs_for_generation` of its own, which it sets on the model for the time of the call.
+    """
+    wrapper = getattr(model.__dict__.get("prepare_inputs_for_generation"), "__self__", None)
+    if has_virtual_tokens(wrapper):
+        raise ValueError(_refusal("an adapter with virtual tokens before the prompt (prompt, prefix or p-tuning)"))
 
 
 def refuse_unsupported_mode(model: Any, mode: GenerationMode, generation_config: Any) -> None:

@@ -14,8 +14,7 @@ from cc_model.fast_paths.few_tokens import OP, obstacle
 from cc_model.fast_paths.fused import SILU, fallback_reason
 from cc_model.fast_paths.last_layer import narrow_obstacle
 from cc_model.patching.classes import is_patched
-from cc_model.patching.patch import unwrap
-from cc_model.specs import ModelSpec, addend_of, block_of, body_of, layers_of, spec_of
+from cc_model.specs import ModelSpec, addend_of, block_of, body_of, layers_of, spec_of, unwrap
 
 
 @dataclass(frozen=True)

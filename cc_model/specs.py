@@ -176,3 +176,11 @@ def _has(module: Any, path: str) -> bool:
         return attrgetter(path)(module) is not None
     except AttributeError:
         return False
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The causal language model inside a PEFT model, else `model`."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch module, got {type(model).__name__}")
+    base = getattr(model, "get_base_model", None)
+    return base() if callable(base) else model

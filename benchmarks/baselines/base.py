@@ -73,6 +73,8 @@ class Mode:
     connects = True
     available = True  # whether what it needs is installed
     compiles = False  # with torch.compile, so that the first calls take long
+    generates = True  # whether its generation is profiled, too
+    static = False  # whether also with a static cache
 
     def __init__(self, model: Any, maker: nn.Parameter, matrix: Tensor, pivot_grad: bool = False) -> None:
         self.model = model
@@ -104,6 +106,7 @@ class Vanilla(Mode):
 
     name = "vanilla"
     connects = False
+    static = True
 
     def loss(self, batch: Batch) -> Tensor:
         """The stock loss."""
@@ -122,6 +125,7 @@ class TwoForwards(Vanilla):
     """
 
     name = "two-forwards"
+    generates = False
 
     def loss(self, batch: Batch) -> Tensor:
         """The stock loss, after the English pass."""

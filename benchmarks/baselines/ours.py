@@ -15,6 +15,7 @@ class Ours(Mode):
     """A patched model, whose forward and `generate` connect."""
 
     name = "ours"
+    static = True
 
     def __init__(self, model: Any, maker: nn.Parameter, matrix: Tensor, pivot_grad: bool = False) -> None:
         super().__init__(model, maker, matrix, pivot_grad)

@@ -18,19 +18,23 @@ from typing import Any
 from torch import Tensor
 
 from cc_kernels import reference
-from cc_kernels.backend import choose, register_triton
+from cc_kernels.backend import register_triton
 from cc_kernels.checks import check_float, check_same, check_shape
 from cc_kernels.launch import (
     HAS_TRITON,
     arithmetic_dtype,
     blocks,
+    constants,
+    empty,
     jit,
     launch,
+    prepared,
     tl,
     warp_size,
 )
 from cc_kernels.library import define
-from cc_kernels.ops.swiglu import as_rows, swiglu_config
+from cc_kernels.op import Op
+from cc_kernels.ops.swiglu import as_rows, place, swiglu_config
 
 
 @jit()
@@ -62,9 +66,7 @@ def _geglu_fwd_kernel(
     ARITHMETIC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    program = tl.program_id(0)
-    row = (program // blocks_per_row).to(tl.int64)
-    start = (program % blocks_per_row).to(tl.int64) * BLOCK
+    row, start = place(tl.program_id(0), blocks_per_row, BLOCK)
     offsets = tl.arange(0, BLOCK)  # [BLOCK]
     mask = offsets < columns - start
     gate = tl.load(gate_ptr + row * gate_stride + start + offsets, mask=mask, other=0.0).to(ARITHMETIC)
@@ -90,9 +92,7 @@ def _geglu_bwd_kernel(
     ARITHMETIC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    program = tl.program_id(0)
-    row = (program // blocks_per_row).to(tl.int64)
-    start = (program % blocks_per_row).to(tl.int64) * BLOCK
+    row, start = place(tl.program_id(0), blocks_per_row, BLOCK)
     offsets = tl.arange(0, BLOCK)  # [BLOCK]
     mask = offsets < columns - start
     grad = tl.load(grad_ptr + row * grad_stride + start + offsets, mask=mask, other=0.0).to(ARITHMETIC)
@@ -110,58 +110,38 @@ def _geglu_bwd_kernel(
     tl.store(grad_up_ptr + out, grad_up.to(grad_up_ptr.dtype.element_ty), mask=mask)
 
 
+@prepared
 def _geglu_forward(gate: Tensor, up: Tensor, tanh: bool) -> Tensor:
-    out = gate.new_empty(gate.shape)
+    out = empty(gate, gate.shape)
     if out.numel() == 0:
         return out
     (gate, up), (gate_stride, up_stride), rows, columns = as_rows(gate, up)
     config = swiglu_config(gate.element_size(), warp_size())
     blocks_per_row = blocks(columns, config.block)
     launch(
-        _geglu_fwd_kernel,
-        (rows * blocks_per_row,),
-        like=gate,
-        gate_ptr=gate,
-        up_ptr=up,
-        out_ptr=out,
-        gate_stride=gate_stride,
-        up_stride=up_stride,
-        columns=columns,
-        blocks_per_row=blocks_per_row,
-        TANH=tanh,
-        ARITHMETIC=arithmetic_dtype(gate.dtype),
-        BLOCK=config.block,
-        num_warps=config.num_warps,
-    )
+        _geglu_fwd_kernel, (rows * blocks_per_row,),
+        gate_ptr=gate, up_ptr=up, out_ptr=out, gate_stride=gate_stride, up_stride=up_stride,
+        columns=columns, blocks_per_row=None if rows == 1 else blocks_per_row,
+        TANH=tanh, ARITHMETIC=arithmetic_dtype(gate.dtype), **constants(config),
+    )  # fmt: skip
     return out
 
 
+@prepared
 def _geglu_backward(grad: Tensor, gate: Tensor, up: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
-    grad_gate, grad_up = gate.new_empty(gate.shape), up.new_empty(up.shape)
+    grad_gate, grad_up = empty(gate, gate.shape), empty(up, up.shape)
     if grad.numel() == 0:
         return grad_gate, grad_up
     (grad, gate, up), (grad_stride, gate_stride, up_stride), rows, columns = as_rows(grad, gate, up)
     config = swiglu_config(gate.element_size(), warp_size())
     blocks_per_row = blocks(columns, config.block)
     launch(
-        _geglu_bwd_kernel,
-        (rows * blocks_per_row,),
-        like=gate,
-        grad_ptr=grad,
-        gate_ptr=gate,
-        up_ptr=up,
-        grad_gate_ptr=grad_gate,
-        grad_up_ptr=grad_up,
-        grad_stride=grad_stride,
-        gate_stride=gate_stride,
-        up_stride=up_stride,
-        columns=columns,
-        blocks_per_row=blocks_per_row,
-        TANH=tanh,
-        ARITHMETIC=arithmetic_dtype(gate.dtype),
-        BLOCK=config.block,
-        num_warps=config.num_warps,
-    )
+        _geglu_bwd_kernel, (rows * blocks_per_row,),
+        grad_ptr=grad, gate_ptr=gate, up_ptr=up, grad_gate_ptr=grad_gate, grad_up_ptr=grad_up,
+        grad_stride=grad_stride, gate_stride=gate_stride, up_stride=up_stride,
+        columns=columns, blocks_per_row=None if rows == 1 else blocks_per_row,
+        TANH=tanh, ARITHMETIC=arithmetic_dtype(gate.dtype), **constants(config),
+    )  # fmt: skip
     return grad_gate, grad_up
 
 
@@ -179,15 +159,28 @@ if HAS_TRITON:
         "geglu_backward(Tensor grad, Tensor gate, Tensor up, bool tanh) -> (Tensor, Tensor)",
         _geglu_backward,
         fake=lambda grad, gate, up, tanh: (gate.new_empty(gate.shape), up.new_empty(up.shape)),
+        reference=reference.geglu_backward,
     )
     _geglu = define(
         "geglu(Tensor gate, Tensor up, bool tanh) -> Tensor",
         _geglu_forward,
         fake=lambda gate, up, tanh: gate.new_empty(gate.shape),
+        reference=reference.geglu,
         backward=_autograd,
         save=_save,
     )
     register_triton("geglu", _geglu)
+
+
+def _check(gate: Tensor, up: Tensor, tanh: bool) -> None:
+    check_float("gate", gate)
+    check_float("up", up)
+    check_shape("up", up, gate.shape, "of gate")
+    check_same("up", up, "gate", gate)
+
+
+# torch.compile fuses the definition into its neighbours, as that of `swiglu`.
+_op = Op("geglu", _check, reference.geglu, _geglu_forward, trace=True)
 
 
 def geglu(gate: Tensor, up: Tensor, approximate: str = "none") -> Tensor:
@@ -212,13 +205,9 @@ def geglu(gate: Tensor, up: Tensor, approximate: str = "none") -> Tensor:
         >>> geglu(torch.tensor([0.0, 2.0]), torch.tensor([5.0, 3.0]), approximate="tanh")
         tensor([0.0000, 5.8638])
     """
-    check_float("gate", gate)
-    check_float("up", up)
-    check_shape("up", up, gate.shape, "of gate")
-    check_same("up", up, "gate", gate)
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate: expected 'none' or 'tanh', got {approximate!r}")
-    return choose("geglu", gate, reference.geglu)(gate, up, approximate == "tanh")
+    return _op(gate, up, approximate == "tanh")
 
 
 __all__ = ["geglu"]

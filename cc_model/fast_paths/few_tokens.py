@@ -18,12 +18,12 @@ from cc_model.fast_paths.hooks import call_is_observed, global_hooks
 OP = "gate_up_swiglu"
 
 
-def streams_weights(block: Any, gate: Any, up: Any, x: Tensor) -> bool:
-    """Whether `gate_up_swiglu` serves this call of a feed-forward block; `up` is None where `gate` makes both halves.
+def streams_weights(gate: Any, up: Any, x: Tensor) -> bool:
+    """Whether `gate_up_swiglu` serves this call of a feed-forward block at inference; without `up` `gate` makes both.
 
-    It does at inference, for at most `MOST_ROWS` tokens, where its Triton kernel would run and no obstacle is found.
+    It does for at most `MOST_ROWS` tokens, where its Triton kernel would run and no obstacle is found.
     """
-    if block.training or torch.is_grad_enabled() or not 0 < x.numel() <= MOST_ROWS * x.shape[-1]:
+    if not 0 < x.numel() <= MOST_ROWS * x.shape[-1]:
         return False
     device = x.device
     if not triton_serves(OP, device) or torch.is_autocast_enabled(device.type) or obstacle(gate, up) is not None:

@@ -11,11 +11,22 @@ from torch import Tensor
 from cc_model.compat import cache_of
 from cc_model.connection.notices import say_once
 from cc_model.connection.state import CrossLingualConnection
-from cc_model.data.columns import CONNECTION_ARGUMENTS, check_connection_arguments, refuse_orphans
+from cc_model.data.columns import (
+    CONNECTION_ARGUMENTS,
+    INDEX,
+    LOSS_ROWS,
+    NOISE,
+    check_connection_arguments,
+    check_whole,
+    entries_of,
+    has_pivots,
+    refuse_orphans,
+)
 from cc_model.data.modalities import refuse_other_modalities
 from cc_model.data.positions import before_first_label
-from cc_model.forward.calls import ConnectedCall, PlainCall, input_shape
-from cc_model.forward.packing import check_packed, is_packed, refuse_packing
+from cc_model.forward.calls import PlainCall, input_shape
+from cc_model.forward.head import labelled_rows
+from cc_model.forward.packing import check_packed, refuse_packing
 from cc_model.forward.pivot_call import PivotCall
 from cc_model.forward.simulated_call import SimulatedCall
 from cc_model.generation import GenerationState
@@ -23,14 +34,26 @@ from cc_model.specs import body_of
 
 logger = logging.getLogger("cc_model")
 
+WHERE_TO_CONNECT = (
+    "connection_index: expected the token of each row to connect, got neither connection_index nor labels. In "
+    "evaluation with a Transform Matrix a forward does not guess where the prompt ends. Pass connection_index= (B,), "
+    "the index of each prompt's last token (−1: no connection in this row), or labels, before whose first one it "
+    "connects; or call it inside cc_model.connection_disabled(model) for the plain model, as for the reference of DPO "
+    "or a prefix whose cache goes into generate. generate and cc_model.scoring.score_choices connect by themselves"
+)
+
 GENERATION_STEP = "cc_generation"  # marks the inputs of a forward as a step of the running `generate`
 
 
-def plan(model: Any, named: dict[str, Any]) -> PlainCall | ConnectedCall:
+def plan(model: Any, named: dict[str, Any]) -> PlainCall:
     """The call for the arguments `named`, from which the connection's own are taken out.
 
-    Given pivot tensors, it connects. Without them: never in training; in evaluation when a Transform Matrix is set
-    and the cache is empty, or as the running `generate` says.
+    Given pivots, it connects. Without them: never in training; in evaluation, when a Transform Matrix is set, as the
+    running `generate` says, at a given `connection_index`, or, with an empty cache, before the first label. In
+    training, head and loss read the tokens of `loss_rows` alone.
+
+    Raises:
+        ValueError: in evaluation with a matrix and an empty cache nothing says where to connect.
     """
     taken = {name: named.pop(name, None) for name in CONNECTION_ARGUMENTS}
     generation = named.pop(GENERATION_STEP, None)
@@ -40,10 +63,23 @@ def plan(model: Any, named: dict[str, Any]) -> PlainCall | ConnectedCall:
             f"model.cc: expected the connection, got {type(connection).__name__}; an adapter wrapped it. Use "
             "modules_to_save=['decision_maker']"
         )
+    rows, length = input_shape(named)
+    check_whole(taken)
+    call = _connected(model, named, taken, generation, rows, length)
+    if connection.training:
+        call.loss_rows = labelled_rows(named, taken[LOSS_ROWS], rows, length)
+    return call
+
+
+def _connected(
+    model: Any, named: dict[str, Any], taken: dict[str, Any], generation: GenerationState | None, rows: int, length: int
+) -> PlainCall:
+    """The call, as far as the connection decides it."""
+    connection = model.cc
     if not connection.enabled:
         return PlainCall()
-    pivot_ids = taken["pivot_input_ids"]
-    if pivot_ids is None and (generation is None or generation.pivot is None):
+    english = has_pivots(taken)
+    if not english and (generation is None or generation.pivot is None):
         refuse_orphans(taken, connection.training)
         if connection.training:
             _warn_of_plain_step(connection, named)
@@ -51,42 +87,45 @@ def plan(model: Any, named: dict[str, Any]) -> PlainCall | ConnectedCall:
             return PlainCall()
     refuse_other_modalities(named)
     if generation is not None:
-        return _plan_generation(model, named, generation, taken)
-    rows = input_shape(named)[0]
-    packed = is_packed(taken, rows)
-    examples = taken["pivot_input_ids"].shape[0] if packed else rows
-    check_connection_arguments(taken, examples, connection.num_layers)
+        return _plan_generation(model, named, generation, taken, rows, length)
+    entries = entries_of(taken, rows)
+    packed = entries != rows
+    check_connection_arguments(taken, entries, connection.num_layers)
     if packed:
-        check_packed(taken, named, rows)
+        check_packed(entries, named, rows)
     else:
         refuse_packing(named)
-    index = _default_index(taken["connection_index"], named)
+    index, labels = taken[INDEX], named.get("labels")
+    if index is None and isinstance(labels, Tensor):
+        index = before_first_label(labels)
     if connection.training:
         _warn_of_mistakes(connection, index)
-    shared: dict[str, Any] = {"index": index, "noise": taken["gumbel_noise"]}
-    if pivot_ids is not None:
-        pivot = (pivot_ids, taken["pivot_attention_mask"], taken["pivot_index"])
-        return PivotCall(connection, model.cc_slots(), *pivot, packed=packed, **shared)
-    cache = cache_of(named)
-    if cache is not None and int(cache.get_seq_length()) > 0:
-        return PlainCall()
+    shared: dict[str, Any] = {"index": index, "noise": taken[NOISE]}
+    if english:
+        return PivotCall(connection, model.cc_slots(), taken, packed=packed, **shared)
+    if taken[INDEX] is None:
+        cache = cache_of(named)
+        if cache is not None and int(cache.get_seq_length()) > 0:
+            return PlainCall()
+        if index is None:
+            raise ValueError(WHERE_TO_CONNECT)
     return SimulatedCall(connection, model.cc_slots(), logits_to_keep=_kept(model, named), **shared)
 
 
 def _plan_generation(
-    model: Any, named: dict[str, Any], generation: GenerationState, taken: dict[str, Tensor | None]
-) -> PlainCall | ConnectedCall:
+    model: Any, named: dict[str, Any], generation: GenerationState, taken: dict[str, Any], rows: int, length: int
+) -> PlainCall:
     """The call of one step of `generate`: connected when its tokens hold a connection index."""
-    rows, length = input_shape(named)
-    check_connection_arguments(taken, rows, model.cc.num_layers)
     window = generation.enter(length, cached=cache_of(named) is not None)
     if window is None:
         return PlainCall()
+    generation.connected = True
+    check_connection_arguments(taken, rows, model.cc.num_layers)
     refuse_packing(named)
     index = generation.local_index(window, rows)
-    shared: dict[str, Any] = {"index": index, "noise": taken["gumbel_noise"]}
+    shared: dict[str, Any] = {"index": index, "noise": taken[NOISE]}
     if generation.pivot is not None:
-        return PivotCall(model.cc, model.cc_slots(), **generation.pivot, **shared)
+        return PivotCall(model.cc, model.cc_slots(), generation.pivot, **shared)
     first = generation.first_index - window if generation.first_index >= window else 0
     return SimulatedCall(
         model.cc,
@@ -128,9 +167,3 @@ def _warn_of_plain_step(connection: CrossLingualConnection, named: dict[str, Any
             "batch. Of tokenised rows TRL's SFTTrainer, and Trainer with use_liger_kernel, drop the pivot columns "
             "unless they are told remove_unused_columns=False"
         )
-
-
-def _default_index(index: Tensor | None, named: dict[str, Any]) -> Tensor | None:
-    """The given index, the one before the first label, or None for the last attended token."""
-    labels = named.get("labels")
-    return before_first_label(labels) if index is None and isinstance(labels, Tensor) else index

@@ -118,11 +118,10 @@ class SimulatedCall(ConnectedCall):
                 embeds = capture_rows(flatten(named["inputs_embeds"]), tokens, assume_valid=True)
             else:
                 embeds = body.get_input_embeddings()(named["input_ids"].flatten()[tokens])
-            keep_bank = keep.to(device)
-            bank = torch.where(keep_bank[None, :, None], capture.collect(device), 0.0)
+            own = mark_skipped(torch.arange(index.shape[0], device=index.device), ~keep)
             transform = {"matrix": self.connection.transform_matrix, "bias": self.connection.transform_bias}
-            update = self.decide(bank, embeds, keep_bank, **transform)
-        return mark_skipped(flat_rows(index - start, length - start), keep), update
+            update = self.decide(capture.collect(device), embeds, own, **transform)
+        return mark_skipped(flat_rows(index - start, length - start), ~keep), update
 
     def joined(self, first: BodyOutput, second: BodyOutput, start: int, length: int, keep_cache: bool) -> BodyOutput:
         """The result over all tokens, of the body's own class: those before `start` from the first run."""

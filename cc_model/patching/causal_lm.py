@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers.generation import CompileConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from cc_model.forward.calls import PlainCall
+from cc_model.connection.adapters import carried_by, put_carried, refuse_other_options
+from cc_model.forward.calls import ConnectedCall
 from cc_model.forward.passes import LayerSlot
 from cc_model.forward.plan import GENERATION_STEP, plan
 from cc_model.generation import connected_generate, current_generation, refuse_unsupported_mode
@@ -25,12 +26,26 @@ from cc_model.patching.decoder import beside
 from cc_model.saving import save
 from cc_model.specs import addend_of, layers_of, spec_of
 
+POSTPONED = "_cc_postponed_adapter"
+
 
 @dataclass
 class ConnectedCausalLMOutput(CausalLMOutputWithPast):
     """The stock output plus `decision_weights` `(B, L)`, all zero for a row without a connection."""
 
     decision_weights: Tensor | None = None
+
+
+def _stock_when_unpatched(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that others keep bound (PEFT does): after `unpatch_model` it is the stock one of the same name."""
+
+    @functools.wraps(method)
+    def bound(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self, PatchedCausalLM):
+            return method(self, *args, **kwargs)
+        return getattr(type(self), method.__name__)(self, *args, **kwargs)
+
+    return bound
 
 
 _OUTPUT_FIELDS = {field.name for field in dataclasses.fields(ConnectedCausalLMOutput)}
@@ -60,7 +75,7 @@ class PatchedCausalLM:
         named = dict(zip(self.cc_arguments, args), **kwargs)
         call = plan(self, named)
         output = self._cc_hand_on(inner, call, (), named)
-        if isinstance(call, PlainCall):
+        if not isinstance(call, ConnectedCall):
             return output
         if call.decision_weights is None:
             raise RuntimeError(
@@ -84,6 +99,7 @@ class PatchedCausalLM:
         finally:
             beside.call = previous
 
+    @_stock_when_unpatched
     @functools.wraps(GenerationMixin.prepare_inputs_for_generation)
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The stock inputs, marked as a step of the running `generate`."""
@@ -92,6 +108,13 @@ class PatchedCausalLM:
         if generation is not None:
             inputs[GENERATION_STEP] = generation
         return inputs
+
+    def _update_model_kwargs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The stock method, which every decoding loop calls after each forward: the prompt must have connected."""
+        generation = current_generation(self)
+        if generation is not None:
+            generation.check_prefill()
+        return super()._update_model_kwargs_for_generation(*args, **kwargs)  # type: ignore[misc]
 
     def get_compiled_call(self, compile_config: CompileConfig | None) -> Any:
         """The stock compiled call; the running `generate` keeps how, so that the connected token is compiled alike."""
@@ -120,6 +143,7 @@ class PatchedCausalLM:
             slots.append(slot)
         return slots
 
+    @_stock_when_unpatched
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The stock `generate` with the cross-lingual connection, made exactly once for each prompt.
 
@@ -144,10 +168,12 @@ class PatchedCausalLM:
         Raises:
             TypeError: a pivot argument is no tensor or has the wrong dtype.
             ValueError: `pivot_attention_mask` or `pivot_index` without `pivot_input_ids`. Where it connects also: a
-                right-padded prompt; a pivot argument has the wrong shape; a `connection_index` is no tensor of `(B,)`
+                right-padded prompt (without a mask: one that ends in the padding token); an adapter with virtual tokens
+                before the prompt; a pivot argument has the wrong shape; a `connection_index` is no tensor of `(B,)`
                 integers, is out of range, or of a token in the cache; contrastive search, DoLa, group or constrained
                 beam search, `custom_generate`, `negative_prompt_ids`, `guidance_scale` other than 1,
                 `assistant_early_exit`, `token_healing`, `cache_implementation="paged"`.
+            RuntimeError: the prompt has run and nothing was connected.
 
         Example:
             >>> import torch
@@ -173,19 +199,43 @@ class PatchedCausalLM:
             )
         return super().generate_batch(*args, **kwargs)  # type: ignore[misc]
 
+    def load_adapter(self, peft_model_id: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """The stock method of transformers; the matrix and the options that a PEFT adapter carries come with it.
+
+        Args:
+            peft_model_id: folder or hub name of the adapter.
+            args: of the stock method.
+            kwargs: of the stock method.
+
+        Raises:
+            ValueError: the adapter was trained with other options than the model is patched with.
+        """
+        if "cc" not in self._modules:  # type: ignore[attr-defined]
+            self.__dict__[POSTPONED] = ((peft_model_id, *args), kwargs)  # cc_model.from_pretrained does it when patched
+            return None
+        carried = carried_by(peft_model_id, kwargs)
+        refuse_other_options(self.cc, carried)
+        result = super().load_adapter(peft_model_id, *args, **kwargs)  # type: ignore[misc]
+        put_carried(self.cc, carried)
+        return result
+
+    @_stock_when_unpatched
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, plain: bool = False, **kwargs: Any):
         """Save weights, Decision Maker, matrix and options, safetensors only; `cc_model.from_pretrained` reads them.
 
-        Stock `AutoModelForCausalLM` loads the directory as the plain model. An interrupted save leaves what was there.
+        Stock `AutoModelForCausalLM` loads the directory as the plain model. A save that fails or is interrupted leaves
+        what was there. Files that this save does not write stay, those of another `variant=` too.
 
         Args:
             save_directory: made when missing.
             args: `is_main_process` and `state_dict` of the stock method.
             plain: leave out everything of ours.
-            kwargs: of the stock method; with `push_to_hub=True` files are written in place, interrupted or not.
+            kwargs: of the stock method, without `distributed_checkpoint`.
 
         Raises:
-            ValueError: `save_directory` is a file.
+            ValueError: `save_directory` is a file, or keeps weights of another variant with other options;
+                `distributed_checkpoint=True`.
+            IsADirectoryError: a folder has the name of a file to be written.
             TypeError: more than three arguments by position.
 
         Example:

@@ -12,14 +12,12 @@ import threading
 from typing import Any
 
 import torch
-from torch import nn
 
 from cc_kernels import gate_up_swiglu, geglu, swiglu
 from cc_model.compat import cache_of, with_cache
 from cc_model.data.columns import CONNECTION_ARGUMENTS
 from cc_model.fast_paths.few_tokens import halves, streams_weights
 from cc_model.fast_paths.fused import GELU_TANH, SILU, FusedBlock
-from cc_model.fast_paths.hooks import output_is_observed
 from cc_model.forward.calls import PlainCall
 from cc_model.forward.passes import LayerSlot, active
 
@@ -55,9 +53,9 @@ class PatchedBody:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         named = with_cache(named, cache_of(named))
         return_dict = named.pop("return_dict", None)
-        if not isinstance(cc_call, PlainCall):
+        if type(cc_call) is not PlainCall:
             named.pop("logits_to_keep", None)  # passes count their tokens from the first
-        output = cc_call.run(self, self.cc_stock, named)
+        output = cc_call.result(self, self.cc_stock, named)
         as_tuple = not (self.config.return_dict if return_dict is None else return_dict)  # type: ignore[attr-defined]
         return output.to_tuple() if as_tuple else output
 
@@ -131,8 +129,8 @@ class PatchedAddend:
             return layer_pass.narrowed(slot, block, args[0] if args else next(iter(kwargs.values())))
         output = block(*args, **kwargs)
         if isinstance(output, tuple):  # experts return their router's scores, too
-            return (layer_pass.feed_forward(slot, output[0], owned=False), *output[1:])
-        return layer_pass.feed_forward(slot, output, owned=slot.injects and self._cc_owns_output())
+            return (layer_pass.feed_forward(slot, output[0], self), *output[1:])
+        return layer_pass.feed_forward(slot, output, self)
 
     def _cc_owns_output(self) -> bool:
         """Whether nobody else can hold the output, so that it may be written to."""
@@ -142,6 +140,7 @@ class PatchedAddend:
 class PatchedFeedForward:
     """A gated feed-forward block through `cc_kernels`."""
 
+    training: bool
     cc_fused: FusedBlock | None  # None runs the stock forward
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -156,7 +155,8 @@ class PatchedFeedForward:
         fused = self.cc_fused
         gate, down = modules[fused.gate], modules[fused.down]
         up = modules[fused.up] if fused.up else None
-        if fused.activation == SILU and streams_weights(self, gate, up, x):
+        inference = fused.activation == SILU and not (self.training or torch.is_grad_enabled())
+        if inference and streams_weights(gate, up, x):
             inner = gate_up_swiglu(x.reshape(-1, x.shape[-1]), *halves(gate, up))
             return down(inner.view(*x.shape[:-1], inner.shape[-1]))
         gated, raised = (gate(x), up(x)) if up is not None else gate(x).chunk(2, dim=-1)
@@ -167,11 +167,3 @@ class PatchedFeedForward:
 
 class PatchedFeedForwardAddend(PatchedAddend, PatchedFeedForward):
     """A feed-forward block that the layer adds itself, which most architectures do."""
-
-    def _cc_owns_output(self) -> bool:
-        """Whether nobody else can hold the output: a forward hook or an adapter may have kept it."""
-        down = getattr(self, self.cc_fused.down) if self.cc_fused is not None else None
-        if type(down) is not nn.Linear or "forward" in down.__dict__ or "forward" in self.__dict__:
-            return False
-        # A hook on the backward makes the output a view, which autograd does not let anyone write to.
-        return not (output_is_observed(self) or output_is_observed(down))  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from cc_model.fast_paths.fused import fused_block
 from cc_model.forward.passes import LayerSlot
 from cc_model.patching.classes import is_patched, patched_class, swap_class
 from cc_model.saving import IGNORED_AT_INFERENCE
-from cc_model.specs import ModelSpec, addend_of, block_of, body_of, layers_of, spec_of
+from cc_model.specs import ModelSpec, addend_of, block_of, body_of, layers_of, spec_of, unwrap
 
 logger = logging.getLogger("cc_model")
 
@@ -119,7 +119,8 @@ def patch_model(model: nn.Module, config: CCConfig | None = None) -> nn.Module:
     if IGNORED_AT_INFERENCE not in ignored:
         inner.config.keys_to_ignore_at_inference = [*ignored, IGNORED_AT_INFERENCE]  # type: ignore[union-attr]
     connection.train(inner.training)
-    if inner is not model and not wrap_decision_maker(model, connection):
+    has_adapter = inner is not model or getattr(inner, "_hf_peft_config_loaded", False)
+    if has_adapter and not wrap_decision_maker(model, connection):
         logger.warning(
             "patch_model: %s saves no modules of the model, so that saving it leaves out the Decision Maker; save the "
             "model itself, model.get_base_model().save_pretrained(...)",
@@ -171,14 +172,6 @@ def unpatch_model(model: nn.Module) -> nn.Module:
     if others != keys_ignored_at_inference(config):
         config.keys_to_ignore_at_inference = others
     return model
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The causal language model inside a PEFT model, else `model`."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch module, got {type(model).__name__}")
-    base = getattr(model, "get_base_model", None)
-    return base() if callable(base) else model
 
 
 def _parts(model: nn.Module, spec: ModelSpec) -> Iterator[tuple[nn.Module, nn.Module, nn.Module]]:

@@ -18,7 +18,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cc_kernels.launch import arithmetic_dtype, blocks, constants, jit, launch, tl, unit_stride, warp_size
+from cc_kernels.launch import (
+    arithmetic_dtype,
+    blocks,
+    constants,
+    empty,
+    gpu,
+    jit,
+    launch,
+    prepared,
+    tl,
+    unit_stride,
+    warp_size,
+)
 from cc_kernels.ops.decision.config import mix_config, output_config, weight_config
 from cc_kernels.ops.decision.forward import sum_parts
 from cc_kernels.reference import wide_dtype
@@ -72,7 +84,7 @@ def _logits_gradient(
     return soft * (grad_weights - tl.sum(soft * grad_weights, axis=0)) / temperature
 
 
-@jit()
+@jit(do_not_specialize=["rows"])
 def _decision_bwd_kernel(
     partial_ptr, grad_weights_ptr, soft_ptr, weights_ptr, grad_update_ptr, weight_ptr, rows_ptr, grad_logits_ptr,
     grad_embeds_ptr, grad_bank_ptr,
@@ -97,11 +109,9 @@ def _decision_bwd_kernel(
     grad_logits = _logits_gradient(
         partial_ptr, given, soft_at, k, temperature, ARITHMETIC, LAYERS, PARTIALS, BLOCK_LAYERS, BLOCK_PARTIALS
     )
-    connected = width
     if rows_ptr is not None:  # a row that reads none has gradients of 0, whatever arrives for it
-        reads = tl.load(rows_ptr + k * rows_stride) >= 0
-        connected = tl.where(reads, width, 0)
-        grad_logits = tl.where(layers < tl.where(reads, LAYERS, 0), grad_logits, 0.0)
+        connected = tl.where(tl.load(rows_ptr + k * rows_stride) >= 0, LAYERS, 0)
+        grad_logits = tl.where(layers < connected, grad_logits, 0.0)
     if block == 0:
         tl.store(grad_logits_ptr + k * LAYERS + layers, grad_logits, mask=real)
 
@@ -114,8 +124,7 @@ def _decision_bwd_kernel(
         mask = real[:, None] & inside[None, :]
         grad_vector = tl.sum(weight.to(ARITHMETIC) * grad_logits[:, None], axis=0)  # [BD]
         if grad_embeds_ptr is not None:
-            grad_embeds = tl.where(columns < connected, grad_vector, 0.0)
-            tl.store(grad_embeds_ptr + k * width + columns, grad_embeds, mask=inside)
+            tl.store(grad_embeds_ptr + k * width + columns, grad_vector, mask=inside)
         if grad_bank_ptr is not None:
             grad_bank = (grad_vector / LAYERS)[None, :]
             if grad_update_ptr is not None:  # a weight of 0 is chosen by where: 0 · inf is no zero
@@ -126,7 +135,7 @@ def _decision_bwd_kernel(
             tl.store(grad_bank_ptr + (row * rows + k) * width + columns[None, :], grad_bank, mask=mask)
 
 
-@jit()
+@jit(do_not_specialize=["rows"])
 def _bank_rows_bwd_kernel(
     grad_logits_ptr, weights_ptr, grad_update_ptr, weight_ptr, rows_ptr, grad_bank_ptr,
     grad_update_stride, weight_stride, rows_stride, grad_bank_layer_stride,
@@ -145,23 +154,20 @@ def _bank_rows_bwd_kernel(
     weight = tl.load(weight_ptr + at * weight_stride + columns[None, :], mask=mask, other=0.0).to(ARITHMETIC)
     grad_logits = tl.zeros((BLOCK_LAYERS,), ARITHMETIC)
     grad_bank = tl.zeros((BLOCK_LAYERS, BLOCK_WIDTH), ARITHMETIC)
-    readers = tl.zeros((), tl.int32)
     k = p * 0
     while k < rows:
         if tl.load(rows_ptr + k * rows_stride).to(tl.int64) == p:
-            readers += 1
             grad_logits += tl.load(grad_logits_ptr + k * LAYERS + layers, mask=real, other=0.0)
             if grad_update_ptr is not None:  # a weight of 0 is chosen by where: 0 · inf is no zero
                 share = tl.load(weights_ptr + k * LAYERS + layers, mask=real, other=0.0)[:, None]
                 grad_update = tl.load(grad_update_ptr + k * grad_update_stride + columns, mask=inside, other=0.0)
                 grad_bank += tl.where(share != 0.0, share * grad_update.to(ARITHMETIC)[None, :], 0.0)
         k += 1
-    through_mean = tl.sum(weight * grad_logits[:, None], axis=0) / LAYERS
-    grad_bank += tl.where(columns < tl.where(readers > 0, width, 0), through_mean, 0.0)[None, :]
+    grad_bank += (tl.sum(weight * grad_logits[:, None], axis=0) / LAYERS)[None, :]
     tl.store(grad_bank_ptr + at * grad_bank_layer_stride + p * width + columns[None, :], grad_bank, mask=mask)
 
 
-@jit()
+@jit(do_not_specialize=["rows"])
 def _weight_bwd_kernel(
     grad_logits_ptr, vector_ptr, grad_weight_ptr,
     vector_stride, grad_weight_stride,
@@ -190,11 +196,11 @@ def _weight_bwd_kernel(
 def _mix_gradient(grad_update: Tensor, bank: Tensor, rows: Tensor | None) -> Tensor:
     """The parts of `∂u[k] · V[l,k]`, `(K, parts, L)`."""
     layers, (count, width) = bank.shape[0], grad_update.shape
-    config = mix_config(layers, count, width, bank.element_size(), warp_size())
-    partial = bank.new_empty((count, config.parts, layers), dtype=wide_dtype(bank.dtype))
+    config = mix_config(layers, width, bank.element_size(), gpu())
+    partial = empty(bank, (count, config.parts, layers), wide_dtype(bank.dtype))
     layer_blocks = blocks(layers, config.block_layers)
     launch(
-        _mix_bwd_kernel, (count * layer_blocks * config.parts,), like=bank,
+        _mix_bwd_kernel, (count * layer_blocks * config.parts,),
         grad_update_ptr=grad_update, bank_ptr=bank, rows_ptr=rows, partial_ptr=partial,
         grad_update_stride=grad_update.stride(0), bank_layer_stride=bank.stride(0), bank_row_stride=bank.stride(1),
         rows_stride=0 if rows is None else rows.stride(0),
@@ -208,10 +214,10 @@ def _mix_gradient(grad_update: Tensor, bank: Tensor, rows: Tensor | None) -> Ten
 def _weight_gradient(grad_logits: Tensor, vector: Tensor, dtype: torch.dtype) -> Tensor:
     """`∂zᵀ v`, `(L, d)` in `dtype`."""
     (rows, layers), width = grad_logits.shape, vector.shape[1]
-    grad_weight = vector.new_empty((layers, width), dtype=dtype)
+    grad_weight = empty(vector, (layers, width), dtype)
     config = weight_config(layers, width, warp_size())
     launch(
-        _weight_bwd_kernel, (blocks(width, config.block_width), blocks(layers, config.block_layers)), like=vector,
+        _weight_bwd_kernel, (blocks(width, config.block_width), blocks(layers, config.block_layers)),
         grad_logits_ptr=grad_logits, vector_ptr=vector, grad_weight_ptr=grad_weight,
         vector_stride=vector.stride(0), grad_weight_stride=grad_weight.stride(0),
         rows=rows, width=width,
@@ -225,10 +231,10 @@ def _bank_gradient(
 ) -> None:
     """Write `∂V` `(L, P, d)`, whose row p collects the gradients of every k with `rows[k] == p`."""
     layers, sources, width = grad_bank.shape
-    config = output_config(layers, sources, width, 1, False, warp_size())
+    config = output_config(layers, width, 1, False, gpu())
     width_blocks = blocks(width, config.block_width)
     launch(
-        _bank_rows_bwd_kernel, (sources * width_blocks,), like=grad_bank,
+        _bank_rows_bwd_kernel, (sources * width_blocks,),
         grad_logits_ptr=grad_logits, weights_ptr=weights, grad_update_ptr=grad_update, weight_ptr=weight,
         rows_ptr=rows, grad_bank_ptr=grad_bank,
         grad_update_stride=0 if grad_update is None else grad_update.stride(0), weight_stride=weight.stride(0),
@@ -239,6 +245,7 @@ def _bank_gradient(
     )  # fmt: skip
 
 
+@prepared
 def backward(
     grad_update: Tensor | None,
     grad_weights: Tensor | None,
@@ -258,9 +265,9 @@ def backward(
     """
     (count, layers), width = weights.shape, bank.shape[2]
     bank, weight = unit_stride(bank), unit_stride(weight)
-    grad_logits = weights.new_empty(weights.shape)
-    grad_embeds = bank.new_empty((count, width) if want_embeds else (0,))
-    grad_bank = bank.new_empty(bank.shape if want_bank else (0,))
+    grad_logits = empty(weights, weights.shape)
+    grad_embeds = empty(bank, (count, width) if want_embeds else (0,))
+    grad_bank = empty(bank, bank.shape if want_bank else (0,))
     partial = None
     if grad_update is not None:
         grad_update = unit_stride(grad_update)
@@ -270,9 +277,9 @@ def backward(
     partials = 0 if partial is None else partial.shape[1]
     own_rows = want_bank and rows is None  # otherwise several rows may share one of the bank
     columns = width if own_rows or want_embeds else 1
-    config = output_config(layers, count, columns, partials, False, warp_size())
+    config = output_config(layers, columns, partials, False, gpu())
     launch(
-        _decision_bwd_kernel, (count * config.width_blocks,), like=bank,
+        _decision_bwd_kernel, (count * config.width_blocks,),
         partial_ptr=partial, grad_weights_ptr=grad_weights, soft_ptr=soft, weights_ptr=weights,
         grad_update_ptr=grad_update, weight_ptr=weight, rows_ptr=rows, grad_logits_ptr=grad_logits,
         grad_embeds_ptr=grad_embeds if want_embeds else None, grad_bank_ptr=grad_bank if own_rows else None,
@@ -284,7 +291,7 @@ def backward(
     )  # fmt: skip
     if want_bank and rows is not None:
         _bank_gradient(grad_logits, weights, grad_update, weight, rows, grad_bank)
-    grad_weight = weight.new_empty(0) if vector is None else _weight_gradient(grad_logits, vector, weight.dtype)
+    grad_weight = empty(weight, (0,)) if vector is None else _weight_gradient(grad_logits, vector, weight.dtype)
     return grad_logits, grad_embeds, grad_bank, grad_weight
 
 

@@ -40,6 +40,11 @@ def batch(rows: int = 3, main: int = 12, pivot: int = 9, prompt: int = 7, seed: 
     return made
 
 
+def at_end(ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """`connection_index` of the last column: a forward in evaluation with a matrix connects only where it is told."""
+    return {"connection_index": torch.full((ids.shape[0],), ids.shape[1] - 1)}
+
+
 def gumbel(rows: int, layers: int = 4, seed: int = 2) -> torch.Tensor:
     noise = torch.empty(rows, layers).exponential_(generator=torch.Generator().manual_seed(seed))
     return -noise.log()
