@@ -6,16 +6,12 @@ call, its decoder body (`cc_model.patching.decoder`) runs it.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
 from transformers.generation import CompileConfig, GenerationMixin
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from cc_model.connection.adapters import carried_by, put_carried, refuse_other_options
 from cc_model.forward.calls import ConnectedCall
@@ -23,17 +19,11 @@ from cc_model.forward.passes import LayerSlot
 from cc_model.forward.plan import GENERATION_STEP, plan
 from cc_model.generation import connected_generate, current_generation, refuse_unsupported_mode
 from cc_model.patching.decoder import beside
+from cc_model.patching.outputs import connected_output
 from cc_model.saving import save
 from cc_model.specs import addend_of, layers_of, spec_of
 
 POSTPONED = "_cc_postponed_adapter"
-
-
-@dataclass
-class ConnectedCausalLMOutput(CausalLMOutputWithPast):
-    """The stock output plus `decision_weights` `(B, L)`, all zero for a row without a connection."""
-
-    decision_weights: Tensor | None = None
 
 
 def _stock_when_unpatched(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,9 +36,6 @@ def _stock_when_unpatched(method: Callable[..., Any]) -> Callable[..., Any]:
         return getattr(type(self), method.__name__)(self, *args, **kwargs)
 
     return bound
-
-
-_OUTPUT_FIELDS = {field.name for field in dataclasses.fields(ConnectedCausalLMOutput)}
 
 
 class PatchedCausalLM:
@@ -84,10 +71,7 @@ class PatchedCausalLM:
             )
         if isinstance(output, tuple):
             return (*output, call.decision_weights)
-        if set(output.keys()) <= _OUTPUT_FIELDS:
-            return ConnectedCausalLMOutput(**output, decision_weights=call.decision_weights)
-        output["decision_weights"] = call.decision_weights  # an output class of another library keeps its own fields
-        return output
+        return connected_output(output, call.decision_weights)
 
     def _cc_hand_on(self, inner: Callable[..., Any], call: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         """The forward with `call` on its way to the decoder body: among its keyword arguments, or beside them."""
