@@ -22,6 +22,7 @@ from cc_model.data.columns import (
     has_pivots,
     refuse_orphans,
 )
+from cc_model.data.modalities import refuse_other_modalities
 
 logger = logging.getLogger("cc_model")
 
@@ -226,7 +227,8 @@ def _pivot_arguments(model: Any, pivot: dict[str, Tensor | None] | None, rows: i
 
 
 def _refuse_unsupported_arguments(kwargs: dict[str, Any]) -> None:
-    """Arguments that lead away from the stock decoding loops."""
+    """Arguments that lead away from the stock decoding loops, or away from text."""
+    refuse_other_modalities(kwargs)
     for name, allowed in (("custom_generate", None), ("negative_prompt_ids", None)):
         if kwargs.get(name) is not allowed:
             raise ValueError(_refusal(name))

@@ -43,7 +43,7 @@ class PlainCall:
         """What `run` returns, with the last hidden state `(1, K, d)` where head and loss read K tokens alone."""
         if self.loss_rows is None:
             return self.run(body, stock, named)
-        named.pop(SHIFTED, None)  # meant for the loss; a head of TRL takes it out itself
+        named.pop(SHIFTED, None)  # meant for the loss; some families and a head of TRL take it out themselves
         output = self.run(body, stock, named)
         hidden = flatten(hidden_of(output))
         output.last_hidden_state = capture_rows(hidden, self.loss_rows.to(hidden.device))[None]
@@ -107,6 +107,19 @@ def token_embeddings(body: Any, named: dict[str, Any]) -> Tensor:
     """Input embeddings `(B, T, d)` of the call, given or looked up."""
     embeds = named.get("inputs_embeds")
     return embeds if embeds is not None else body.get_input_embeddings()(named["input_ids"])
+
+
+def with_embeddings(body: Any, named: dict[str, Any], embeds: Tensor) -> dict[str, Any]:
+    """The call with `embeds` in the place of its ids.
+
+    Gemma 4 reads a second embedding, of each layer, by the ids, and would search them in `embeds` otherwise.
+    """
+    given = {**named, "input_ids": None, "inputs_embeds": embeds}
+    text = getattr(body, "language_model", body)
+    ids = named.get("input_ids")
+    if ids is not None and getattr(text, "hidden_size_per_layer_input", None):
+        given["per_layer_inputs"] = text.get_per_layer_inputs(ids, None)
+    return given
 
 
 def flatten(hidden: Tensor) -> Tensor:

@@ -22,7 +22,15 @@ from cc_model.connection.state import CrossLingualConnection
 from cc_model.data.columns import PivotBank
 from cc_model.data.positions import in_range, located, mark_skipped
 from cc_model.forward.bank import capture_bank, captured_tokens
-from cc_model.forward.calls import Body, BodyOutput, ConnectedCall, flatten, hidden_of, token_embeddings
+from cc_model.forward.calls import (
+    Body,
+    BodyOutput,
+    ConnectedCall,
+    flatten,
+    hidden_of,
+    token_embeddings,
+    with_embeddings,
+)
 from cc_model.forward.masks import with_ready_mask
 from cc_model.forward.passes import CapturePass, InjectPass, LayerSlot
 from cc_model.forward.reentrant import carried, uses_reentrant_checkpointing
@@ -78,7 +86,7 @@ class PivotCall(ConnectedCall):
         if uses_reentrant_checkpointing(body) and update.requires_grad:
             embeds, update = carried(embeds, update)
         injection = InjectPass(added_at, update)
-        output = stock(**{**main, "input_ids": None, "inputs_embeds": embeds}, cc_pass=injection)
+        output = stock(**with_embeddings(body, main, embeds), cc_pass=injection)
         injection.check()
         return output
 

@@ -23,6 +23,7 @@ from cc_model.data.columns import (
     has_pivots,
     refuse_orphans,
 )
+from cc_model.data.modalities import refuse_other_modalities
 from cc_model.data.positions import before_first_label
 from cc_model.forward.calls import PlainCall, input_shape
 from cc_model.forward.head import labelled_rows
@@ -30,6 +31,7 @@ from cc_model.forward.packing import PACKED, check_packed, refuse_packing
 from cc_model.forward.pivot_call import PivotCall
 from cc_model.forward.simulated_call import SimulatedCall
 from cc_model.generation import GenerationState
+from cc_model.specs import body_of
 
 logger = logging.getLogger("cc_model")
 
@@ -86,6 +88,7 @@ def _connected(
             _warn_of_plain_step(connection, named)
         if connection.training or not connection.simulates:
             return PlainCall()
+    refuse_other_modalities(named)
     tokens = named.get("input_ids")
     rows, length = (named["inputs_embeds"] if tokens is None else tokens).shape[:2]
     entries = entries_of(taken, rows)
@@ -109,7 +112,7 @@ def _connected(
             return PlainCall()
         if index is None:
             raise ValueError(WHERE_TO_CONNECT)
-    return SimulatedCall(connection, model.cc_slots(), logits_to_keep=named.get("logits_to_keep", 0), **shared)
+    return SimulatedCall(connection, model.cc_slots(), logits_to_keep=_kept(model, named), **shared)
 
 
 def _plan_generation(
@@ -136,10 +139,15 @@ def _plan_generation(
         model.cc,
         model.cc_slots(),
         first_index=first,
-        logits_to_keep=named.get("logits_to_keep", 0),
+        logits_to_keep=_kept(model, named),
         compile_config=generation.compile_config,
         **shared,
     )
+
+
+def _kept(model: Any, named: dict[str, Any]) -> int | Tensor:
+    """How many of the last tokens the head reads; all, where it finds them by the length of what the body returns."""
+    return 0 if "logits_to_keep" in body_of(model).cc_arguments else named.get("logits_to_keep", 0)
 
 
 def _warn_of_mistakes(connection: CrossLingualConnection, index: Tensor | None) -> None:

@@ -55,7 +55,7 @@ class SimulatedCall(ConnectedCall):
         """Capture, decide, run again from the first connection index on."""
         length = self.length
         use_cache = named.get("use_cache")
-        keep_cache = body.config.use_cache if use_cache is None else use_cache
+        keep_cache = body.config.get_text_config(decoder=True).use_cache if use_cache is None else use_cache
         cache = cache_of(named)
         device = (named["input_ids"] if named.get("input_ids") is not None else named["inputs_embeds"]).device
         index = self.connection_index(named, device)
@@ -170,7 +170,7 @@ def sliced(named: dict[str, Any], start: int, length: int) -> dict[str, Any]:
     if start == 0:
         return dict(named)
     kept = dict(named)
-    for name in ("input_ids", "inputs_embeds"):
+    for name in ("input_ids", "inputs_embeds", "per_layer_inputs"):
         if kept.get(name) is not None:
             kept[name] = kept[name][:, start:]
     if kept.get("position_ids") is not None:
