@@ -36,7 +36,7 @@ class Prompt(NamedTuple):
 
     tokens: tuple[int, ...]
     attended: tuple[bool, ...]
-    index: int  # of the captured token
+    captured: int  # the index of the token that is captured
 
 
 class Window:
@@ -324,7 +324,7 @@ def _padded(prompts: list[Prompt], left: bool) -> dict[str, Tensor]:
         tokens, attended = list(prompt.tokens), list(map(int, prompt.attended))
         ids.append(padding + tokens if left else tokens + padding)
         mask.append(padding + attended if left else attended + padding)
-        index.append(prompt.index + (len(padding) if left else 0))
+        index.append(prompt.captured + (len(padding) if left else 0))
     return dict(zip(PIVOT_COLUMNS, map(torch.tensor, (ids, mask, index)), strict=True))
 
 

@@ -53,7 +53,7 @@ def patched_class(stock: type, mixin: str) -> type:
             "cc_mixin": mixin,
         }
         if mixin in ("PatchedBody", "PatchedCausalLM"):
-            signature = inspect.signature(stock.forward)  # type: ignore[attr-defined]
+            signature = inspect.signature(stock.forward)
             namespace["cc_arguments"] = _positional(signature)
         if mixin == "PatchedCausalLM":
             namespace["forward"] = _signed_forward(signature)
@@ -79,7 +79,7 @@ def _signed_forward(stock: inspect.Signature) -> Any:
         parameters[-1:-1] = ours
     else:
         parameters += ours
-    forward.__signature__ = stock.replace(parameters=parameters)  # type: ignore[attr-defined]
+    forward.__signature__ = stock.replace(parameters=parameters)
     forward.__doc__ = PatchedCausalLM.forward.__doc__
     return forward
 
@@ -87,7 +87,7 @@ def _signed_forward(stock: inspect.Signature) -> Any:
 def _reduce(self: nn.Module, protocol: Any) -> Any:
     """Pickle and deepcopy by the stock class, which is importable under its name."""
     cls = type(self)
-    return _rebuild, (cls.cc_stock_class, cls.cc_mixin), self.__getstate__() if _has_getstate(cls) else self.__dict__  # type: ignore[attr-defined]
+    return _rebuild, (cls.cc_stock_class, cls.cc_mixin), self.__getstate__() if _has_getstate(cls) else self.__dict__
 
 
 def _has_getstate(cls: type) -> bool:
@@ -109,7 +109,8 @@ def model_class(config: Any) -> Any:
     """
     for name in config.architectures or ():
         named: Any = getattr(transformers, name, None)
-        if isinstance(named, type) and issubclass(named, GenerationMixin) and isinstance(config, named.config_class):
+        generates = isinstance(named, type) and issubclass(named, GenerationMixin)
+        if generates and isinstance(config, named.config_class):
             return named
     mapping: Any = AutoModelForCausalLM._model_mapping
     if type(config) not in mapping:
