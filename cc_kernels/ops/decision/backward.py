@@ -9,8 +9,7 @@ With ∂u = ∂update, ∂w = ∂weights and y the softmax, straight-through or 
     ∂W       = ∂zᵀ v, v = mean_l V + e saved by the forward
     ∂V[l,p]  = Σ of ∂V[l,k] over the k with rows[k] = p          `_bank_rows_bwd_kernel`, with `rows`
 
-∂z is little work on a few KB from L2, so each program of columns does it again: two launches instead of three. For more
-than 64 rows it is a launch of its own, `_logits_bwd_kernel`.
+Each program of columns works out ∂z again from a few KB in L2; past 64 rows or layers `_logits_bwd_kernel` does it once.
 
 Bytes moved: the bank once, W and v once, and ∂V once where the bank requires a gradient. A folded `bank_weight` serves
 inference; its gradients are plain matmuls.
@@ -28,6 +27,7 @@ from cc_kernels.launch import (
     gpu,
     jit,
     launch,
+    power_of_two,
     prepared,
     row_stride,
     tl,
@@ -41,9 +41,9 @@ from cc_kernels.reference import wide_dtype
 def _mix_bwd_kernel(
     grad_update_ptr, bank_ptr, rows_ptr, partial_ptr,
     grad_update_stride, bank_layer_stride, bank_row_stride, rows_stride,
-    width, steps,
-    ARITHMETIC: tl.constexpr, LAYERS: tl.constexpr, LAYER_BLOCKS: tl.constexpr, PARTS: tl.constexpr,
-    BLOCK_LAYERS: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
+    width,
+    ARITHMETIC: tl.constexpr, LAYERS: tl.constexpr, LAYER_BLOCKS: tl.constexpr,
+    BLOCK_LAYERS: tl.constexpr, BLOCK_WIDTH: tl.constexpr, STEPS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     part = program % PARTS
@@ -55,14 +55,12 @@ def _mix_bwd_kernel(
         readable = tl.where(source >= 0, width, 0)
     row_at = bank_ptr + source * bank_row_stride + layers[:, None] * bank_layer_stride
     products = tl.zeros((BLOCK_LAYERS, BLOCK_WIDTH), ARITHMETIC)
-    step = 0
-    while step < steps:
-        columns = (part * steps + step) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)  # [BD]
+    for step in range(STEPS):
+        columns = (part * STEPS + step) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)  # [BD]
         inside = columns < readable
         grad = tl.load(grad_update_ptr + k * grad_update_stride + columns, mask=inside, other=0.0).to(ARITHMETIC)
         tile = tl.load(row_at + columns[None, :], mask=(layers < LAYERS)[:, None] & inside[None, :], other=0.0)
         products += tile.to(ARITHMETIC) * grad[None, :]
-        step += 1
     tl.store(partial_ptr + (k * PARTS + part) * LAYERS + layers, tl.sum(products, axis=1), mask=layers < LAYERS)
 
 
@@ -98,7 +96,7 @@ def _logits_bwd_kernel(
     grad_weights_stride, rows_stride,
     rows, temperature,
     ARITHMETIC: tl.constexpr, LAYERS: tl.constexpr, PARTIALS: tl.constexpr, BLOCK_LAYERS: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
     """∂z of one group of rows, for batches so large that every program of the next launch must not repeat it."""
     k = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)  # [BK]
@@ -140,12 +138,13 @@ def _columns_bwd_kernel(
     ARITHMETIC: tl.constexpr, LAYERS: tl.constexpr, PARTIALS: tl.constexpr, KNOWN: tl.constexpr,
     BLOCK_LAYERS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """All gradients in one block of columns, over all rows; ∂z is worked out on the way unless it is `KNOWN`."""
-    program = tl.program_id(0).to(tl.int64)
-    columns = program * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)  # [BD]
-    layers = tl.arange(0, BLOCK_LAYERS).to(tl.int64)  # [BL]
-    real, inside = layers < LAYERS, columns < width
-    of_weight = real[:, None] & inside[None, :]
+    """All gradients in one block of columns, over all rows; with several blocks of layers, ∂W of one of them.
+
+    ∂z is worked out on the way, for all layers at once, unless it is `KNOWN`.
+    """
+    columns = tl.program_id(0).to(tl.int64) * BLOCK_WIDTH + tl.arange(0, BLOCK_WIDTH)  # [BD]
+    layers = tl.program_id(1).to(tl.int64) * BLOCK_LAYERS + tl.arange(0, BLOCK_LAYERS)  # [BL]
+    inside, of_weight = columns < width, (layers < LAYERS)[:, None] & (columns < width)[None, :]
     weight_at = weight_ptr + layers[:, None] * weight_stride + columns[None, :]
     weight = tl.load(weight_at, mask=of_weight, other=0.0).to(ARITHMETIC)  # [BL, BD]
     grad_weight = tl.zeros((BLOCK_LAYERS, BLOCK_WIDTH), ARITHMETIC)
@@ -153,28 +152,35 @@ def _columns_bwd_kernel(
     while first < rows:
         k = first + tl.arange(0, BLOCK_ROWS).to(tl.int64)  # [BK]
         at, here = k[:, None] * width + columns[None, :], (k < rows)[:, None] & inside[None, :]  # [BK, BD]
-        logits_at = grad_logits_ptr + k[:, None] * LAYERS + layers[None, :]
+        logits_at = grad_logits_ptr + k[:, None] * LAYERS + layers[None, :]  # [BK, BL]
         if KNOWN:
-            grad_logits = tl.load(logits_at, mask=(k < rows)[:, None] & real[None, :], other=0.0)
+            grad_logits = tl.load(logits_at, mask=(k < rows)[:, None] & (layers < LAYERS)[None, :], other=0.0)
         else:
             grad_logits = _logits_gradient(
                 partial_ptr, grad_weights_ptr, soft_ptr, rows_ptr, grad_weights_stride, rows_stride, k, rows,
                 temperature, ARITHMETIC, LAYERS, PARTIALS, BLOCK_LAYERS, BLOCK_ROWS,
             )  # fmt: skip
-            mine = k < tl.where(program == 0, rows, 0)
-            tl.store(logits_at, grad_logits, mask=mine[:, None] & real[None, :])
-        grad_vector = tl.dot(grad_logits, weight, input_precision="ieee", out_dtype=ARITHMETIC)  # [BK, BD]
-        if grad_embeds_ptr is not None:
-            tl.store(grad_embeds_ptr + at, grad_vector, mask=here)
+            mine = k < tl.where(tl.program_id(0) == 0, rows, 0)
+            tl.store(logits_at, grad_logits, mask=mine[:, None] & (layers < LAYERS)[None, :])
         if vector_ptr is not None:
             vector = tl.load(vector_ptr + at, mask=here, other=0.0)
             across = tl.trans(grad_logits)
             grad_weight = tl.dot(across, vector, grad_weight, input_precision="ieee", out_dtype=ARITHMETIC)
-        if grad_bank_ptr is not None:
-            _store_bank_gradient(
-                grad_bank_ptr, grad_vector, weights_ptr, grad_update_ptr, k, columns, here, rows, width,
-                grad_update_stride, ARITHMETIC, LAYERS,
-            )  # fmt: skip
+        if tl.program_id(1) == 0:
+            grad_vector = tl.dot(grad_logits, weight, input_precision="ieee", out_dtype=ARITHMETIC)  # [BK, BD]
+            for start in range(BLOCK_LAYERS, LAYERS, BLOCK_LAYERS):  # only where ∂z is known
+                more = (layers + start < LAYERS)[None, :] & (k < rows)[:, None]
+                others = tl.load(logits_at + start, mask=more, other=0.0)
+                below = (layers + start < LAYERS)[:, None] & inside[None, :]
+                tile = tl.load(weight_at + start * weight_stride, mask=below, other=0.0).to(ARITHMETIC)
+                grad_vector = tl.dot(others, tile, grad_vector, input_precision="ieee", out_dtype=ARITHMETIC)
+            if grad_embeds_ptr is not None:
+                tl.store(grad_embeds_ptr + at, grad_vector, mask=here)
+            if grad_bank_ptr is not None:
+                _store_bank_gradient(
+                    grad_bank_ptr, grad_vector, weights_ptr, grad_update_ptr, k, columns, here, rows, width,
+                    grad_update_stride, ARITHMETIC, LAYERS,
+                )  # fmt: skip
         first += BLOCK_ROWS
     if vector_ptr is not None:
         at = layers[:, None] * width + columns[None, :]
@@ -223,9 +229,8 @@ def _mix_gradient(grad_update: Tensor, bank: Tensor, rows: Tensor | None) -> Ten
         _mix_bwd_kernel, (count * layer_blocks * config.parts,),
         grad_update_ptr=grad_update, bank_ptr=bank, rows_ptr=rows, partial_ptr=partial,
         grad_update_stride=grad_update.stride(0), bank_layer_stride=bank.stride(0), bank_row_stride=bank.stride(1),
-        rows_stride=row_stride(rows), width=width, steps=config.steps,
-        ARITHMETIC=arithmetic_dtype(bank.dtype), LAYERS=layers, LAYER_BLOCKS=layer_blocks, PARTS=config.parts,
-        BLOCK_LAYERS=config.block_layers, BLOCK_WIDTH=config.block_width, num_warps=config.num_warps,
+        rows_stride=row_stride(rows), width=width,
+        ARITHMETIC=arithmetic_dtype(bank.dtype), LAYERS=layers, LAYER_BLOCKS=layer_blocks, **constants(config),
     )  # fmt: skip
     return partial
 
@@ -240,9 +245,9 @@ def _bank_gradient(
     launch(
         _bank_rows_bwd_kernel, (sources * width_blocks,),
         grad_logits_ptr=grad_logits, weights_ptr=weights, grad_update_ptr=grad_update, weight_ptr=weight,
-        rows_ptr=rows, grad_bank_ptr=grad_bank,
-        grad_update_stride=row_stride(grad_update), weight_stride=weight.stride(0), rows_stride=rows.stride(0),
-        grad_bank_layer_stride=grad_bank.stride(0), width=width, rows=rows.shape[0],
+        rows_ptr=rows, grad_bank_ptr=grad_bank, grad_update_stride=row_stride(grad_update),
+        weight_stride=weight.stride(0), rows_stride=rows.stride(0), grad_bank_layer_stride=grad_bank.stride(0),
+        width=width, rows=rows.shape[0],
         ARITHMETIC=arithmetic_dtype(grad_bank.dtype), LAYERS=layers, BLOCK_LAYERS=config.block_layers,
         BLOCK_WIDTH=config.block_width, WIDTH_BLOCKS=width_blocks, num_warps=config.num_warps,
     )  # fmt: skip
@@ -263,38 +268,34 @@ def backward(
     grad_update = None if grad_update is None else unit_stride(grad_update)
     grad_weights = None if grad_weights is None else unit_stride(grad_weights)
     grad_logits = empty(weights, weights.shape)
-    grad_embeds = empty(bank, (count, width)) if want_embeds else None
-    grad_bank = empty(bank, bank.shape) if want_bank else None
-    grad_weight = None if vector is None else empty(weight, weight.shape)
+    grad_embeds = empty(bank, (count, width) if want_embeds else (0,))
+    grad_bank = empty(bank, bank.shape if want_bank else (0,))
+    grad_weight = empty(weight, (0,) if vector is None else weight.shape)
     partial = None if grad_update is None else _mix_gradient(grad_update, bank, rows)
     config = columns_config(layers, width, gpu())
     incoming = {
         "partial_ptr": partial, "grad_weights_ptr": grad_weights, "soft_ptr": soft, "rows_ptr": rows,
-        "grad_logits_ptr": grad_logits, "grad_weights_stride": row_stride(grad_weights), "rows_stride": row_stride(rows),
-        "rows": count, "temperature": float(temperature),
-        "ARITHMETIC": arithmetic_dtype(bank.dtype), "LAYERS": layers,
-        "PARTIALS": 0 if partial is None else partial.shape[1], **constants(config),
+        "grad_logits_ptr": grad_logits, "grad_weights_stride": row_stride(grad_weights),
+        "rows_stride": row_stride(rows), "rows": count, "temperature": float(temperature), "ARITHMETIC": arithmetic_dtype(bank.dtype),
+        "LAYERS": layers, "PARTIALS": 0 if partial is None else partial.shape[1],
     }  # fmt: skip
-    known = count > MOST_REPEATED_ROWS
+    known = count > MOST_REPEATED_ROWS or config.block_layers < layers
     if known:
-        launch(_logits_bwd_kernel, (blocks(count, config.block_rows),), **incoming)
+        sizes = {"BLOCK_LAYERS": power_of_two(layers), "BLOCK_ROWS": config.block_rows, "num_warps": config.num_warps}
+        launch(_logits_bwd_kernel, (blocks(count, config.block_rows),), **incoming, **sizes)
     own_rows = want_bank and rows is None  # otherwise several rows may share one of the bank
     columns = width if own_rows or want_embeds or vector is not None else 1
+    layer_blocks = 1 if vector is None else blocks(layers, config.block_layers)
     launch(
-        _columns_bwd_kernel, (max(blocks(columns, config.block_width), 1),),
+        _columns_bwd_kernel, (max(blocks(columns, config.block_width), 1), layer_blocks),
         weights_ptr=weights, grad_update_ptr=grad_update, weight_ptr=weight, vector_ptr=vector,
-        grad_embeds_ptr=grad_embeds, grad_bank_ptr=grad_bank if own_rows else None, grad_weight_ptr=grad_weight,
-        grad_update_stride=row_stride(grad_update), weight_stride=weight.stride(0),
-        width=width, KNOWN=known, **incoming,
+        grad_embeds_ptr=grad_embeds if want_embeds else None, grad_bank_ptr=grad_bank if own_rows else None,
+        grad_weight_ptr=grad_weight, grad_update_stride=row_stride(grad_update), weight_stride=weight.stride(0),
+        width=width, KNOWN=known, **incoming, **constants(config),
     )  # fmt: skip
-    if grad_bank is not None and rows is not None:
+    if want_bank and rows is not None:
         _bank_gradient(grad_logits, weights, grad_update, weight, rows, grad_bank)
-    return (
-        grad_logits,
-        empty(bank, (0,)) if grad_embeds is None else grad_embeds,
-        empty(bank, (0,)) if grad_bank is None else grad_bank,
-        empty(weight, (0,)) if grad_weight is None else grad_weight,
-    )
+    return grad_logits, grad_embeds, grad_bank, grad_weight
 
 
 __all__ = ["backward"]

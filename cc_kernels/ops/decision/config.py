@@ -51,7 +51,7 @@ class MixConfig:
 
 @dataclass(frozen=True)
 class ColumnsConfig:
-    """The second launch backward: one program per block of columns, over all layers and, in groups, all rows."""
+    """The last launch backward: one program per block of columns and of layers, over all rows in groups."""
 
     block_layers: int
     block_rows: int
@@ -141,19 +141,20 @@ def mix_config(layers: int, width: int, element_size: int, gpu: Gpu) -> MixConfi
 
 @lru_cache(maxsize=1024)
 def columns_config(layers: int, width: int, gpu: Gpu) -> ColumnsConfig:
-    """All layers by 32 columns, wider while about one program for each processor and `TILE` elements remain.
+    """All of up to 64 layers by 32 columns, wider while about one program for each processor and half a `TILE` remain.
 
     16 rows at a time: small products that stay in registers; tensor cores have no fp32, and a product of tiles takes 16
-    of each axis at least.
+    of each axis at least. More layers are taken by 32: a product over 128 of them spilled on sm_100.
     """
-    block_layers, block_width = max(power_of_two(layers), 16), 32
-    while blocks(width, 2 * block_width) >= few_programs(gpu) and 2 * block_width * block_layers <= TILE:
+    block_layers = max(power_of_two(layers), 16) if layers <= 64 else 32
+    block_width = 32
+    while blocks(width, 2 * block_width) >= few_programs(gpu) and 2 * block_width * block_layers <= TILE // 2:
         block_width *= 2
     return ColumnsConfig(
         block_layers=block_layers,
         block_rows=16,
         block_width=min(block_width, max(power_of_two(width), 16)),
-        num_warps=(128 if block_layers * block_width <= TILE // 2 else MOST_THREADS) // gpu.warp_size,
+        num_warps=128 // gpu.warp_size,
     )
 
 
