@@ -53,7 +53,7 @@ def patched_class(stock: type, mixin: str) -> type:
             "cc_mixin": mixin,
         }
         if mixin in ("PatchedBody", "PatchedCausalLM"):
-            signature = inspect.signature(stock.forward)
+            signature = inspect.signature(stock.forward)  # type: ignore[attr-defined]
             namespace["cc_arguments"] = _positional(signature)
         if mixin == "PatchedCausalLM":
             namespace["forward"] = _signed_forward(signature)
@@ -79,7 +79,7 @@ def _signed_forward(stock: inspect.Signature) -> Any:
         parameters[-1:-1] = ours
     else:
         parameters += ours
-    forward.__signature__ = stock.replace(parameters=parameters)
+    forward.__signature__ = stock.replace(parameters=parameters)  # type: ignore[attr-defined]
     forward.__doc__ = PatchedCausalLM.forward.__doc__
     return forward
 
@@ -87,7 +87,7 @@ def _signed_forward(stock: inspect.Signature) -> Any:
 def _reduce(self: nn.Module, protocol: Any) -> Any:
     """Pickle and deepcopy by the stock class, which is importable under its name."""
     cls = type(self)
-    return _rebuild, (cls.cc_stock_class, cls.cc_mixin), self.__getstate__() if _has_getstate(cls) else self.__dict__
+    return _rebuild, (cls.cc_stock_class, cls.cc_mixin), self.__getstate__() if _has_getstate(cls) else self.__dict__  # type: ignore[attr-defined]
 
 
 def _has_getstate(cls: type) -> bool:
