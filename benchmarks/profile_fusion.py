@@ -18,11 +18,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.baselines import MODES, Batch, Mode, make_modes, random_batch
+from benchmarks.baselines import GENERATING, MODES, STATIC, Batch, Mode, make_modes, random_batch
 from benchmarks.measure.models import NAMES, build
 from benchmarks.measure.record import facts, save
+from benchmarks.measure.sources import contents
 from benchmarks.profile.inference import first_token_curve, profile_generation
 from benchmarks.profile.training import OPTIMIZERS, profile_training
+from benchmarks.show.profile_fusion import plots
 from benchmarks.show.terminal import show
 
 SECTIONS = ("train", "infer", "curve", "static")
@@ -110,11 +112,12 @@ class Profile:
         say(f"{self.record['facts']['device']}; building {arguments.model}")
         self.model: Any = build(arguments.model, self.device, DTYPES[arguments.dtype], arguments.layers, arguments.seed)
         self.kinds = chosen_modes(arguments.mode)
+        self.record["content"] = contents(arguments.section.split(","))
         self.record["parameters"] = sum(parameter.numel() for parameter in self.model.parameters())
 
-    def modes(self, *names: str) -> list[Mode]:
-        """The chosen modes, or those of them that are named."""
-        kinds = [kind for kind in self.kinds if not names or kind.name in names]
+    def modes(self, among: tuple[type[Mode], ...] = MODES) -> list[Mode]:
+        """The chosen modes that are `among` some."""
+        kinds = [kind for kind in self.kinds if kind in among]
         return make_modes(kinds, self.model, self.arguments.pivot_grad, self.arguments.seed)
 
     def batch(self, rows: int, prompt: int) -> Batch:
@@ -136,12 +139,25 @@ class Profile:
         left = self.arguments.seconds - (time.monotonic() - self.started)
         return time.monotonic() + left / sections_left
 
+    def keep(self, section: str, found: Any) -> None:
+        """Remember what a section has found, and save the record."""
+        self.record[section] = found
+        if self.arguments.out is not None:
+            save(self.arguments.out, self.record)
+
     def train(self, deadline: float, trace: str | None) -> dict[str, Any]:
         """Training steps."""
         given = self.arguments
-        batch = self.batch(given.batch, given.prompt)
         found = profile_training(
-            self.modes(), batch, self.device, given.optimizer, given.rounds, deadline, trace, progress=say
+            self.modes(),
+            self.batch(given.batch, given.prompt),
+            self.device,
+            given.optimizer,
+            given.rounds,
+            deadline,
+            trace,
+            progress=say,
+            keep=partial(self.keep, "train"),
         )
         absent = {kind.name: {"refused": "not installed"} for kind in self.kinds if not kind.available}
         return {**found, "modes": {**found["modes"], **absent}}
@@ -150,9 +166,8 @@ class Profile:
         """Generation."""
         given = self.arguments
         batch = self.batch(given.infer_batch, given.prompt)
-        names = ("vanilla", "ours") if options else ("vanilla", "published", "hooks", "ours")
         return profile_generation(
-            self.modes(*names),
+            self.modes(STATIC if options else GENERATING),
             batch.prompt,
             batch.noise,
             self.device,
@@ -161,6 +176,7 @@ class Profile:
             deadline,
             trace,
             progress=say,
+            keep=partial(self.keep, "static" if options else "infer"),
             **options,
         )
 
@@ -169,7 +185,7 @@ class Profile:
         given = self.arguments
         noise = self.batch(given.infer_batch, 2).noise
         return first_token_curve(
-            self.modes("vanilla", "published", "hooks", "ours"),
+            self.modes(GENERATING),
             lambda length: self.batch(given.infer_batch, length).prompt,
             given.lengths,
             noise,
@@ -196,13 +212,11 @@ class Profile:
         for number, name in enumerate(sections):
             say(f"[{time.monotonic() - self.started:5.0f} s] {name}")
             try:
-                self.record[name] = work[name](self.deadline(len(sections) - number), trace)
+                self.keep(name, work[name](self.deadline(len(sections) - number), trace))
             except Exception as error:  # recorded, so that the other sections still run
                 traceback.print_exc()
-                self.record[name] = {"error": f"{type(error).__name__}: {error}"[:1000]}
+                self.keep(name, {"error": f"{type(error).__name__}: {error}"[:1000]})
                 failed += 1
-            if self.arguments.out is not None:
-                save(self.arguments.out, self.record)
         self.record["seconds"] = time.monotonic() - self.started
         return failed
 
@@ -224,9 +238,7 @@ def main(argv: list[str] | None = None) -> int:
         save(arguments.out, profile.record)
     show(profile.record)
     if arguments.plots is not None:
-        from benchmarks.show.plots import plot_profile
-
-        say(f"plots: {', '.join(map(str, plot_profile(profile.record, arguments.plots)))}")
+        say(f"plots: {', '.join(map(str, plots(profile.record, arguments.plots)))}")
     return int(failed > 0)
 
 

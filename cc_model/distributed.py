@@ -1,4 +1,4 @@
-"""Several processes that do one thing together: sums over them, and errors that none of them waits on forever."""
+"""Several processes: sums over them, errors that none of them waits on forever, and what wrappers did to a model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+
+if dist.is_available():
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+else:  # such as a build for one process
+    DTensor = FSDPModule = ()  # type: ignore[assignment, misc]
 
 Item = TypeVar("Item")
 
@@ -107,4 +113,36 @@ class Processes:
         return device if device.type in types else torch.device(types[0], torch.accelerator.current_device_index())
 
 
-__all__ = ["OtherProcessError", "Processes"]
+def in_one_piece(model: nn.Module) -> bool:
+    """Whether each process holds whole parameters, so that a forward of one needs no other process.
+
+    Not so with FSDP2 and tensor parallelism, whose parameters are DTensors, and with DeepSpeed's ZeRO-3, which marks
+    them with `ds_id`.
+    """
+    return not any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
+
+
+def refuse_fsdp(model: nn.Module, action: str) -> None:
+    """Raise when `fully_shard` was applied: the Decision Maker would be outside of what it shards and reduces."""
+    for name, module in model.named_modules():
+        if isinstance(module, FSDPModule):
+            raise ValueError(
+                f"model: expected a model that is not sharded yet, got fully_shard (FSDP2) on "
+                f"{name or type(module).__name__!r}; call {action} before fully_shard or Accelerator.prepare"
+            )
+
+
+def without_wrappers(model: nn.Module) -> nn.Module:
+    """The model inside `DistributedDataParallel`, `torch.compile` and DeepSpeed's engine; their forwards add nothing
+    that a forward without a gradient needs."""
+    wrapped: Any = model
+    while True:
+        if isinstance(wrapped, nn.parallel.DistributedDataParallel) or type(wrapped).__name__ == "DeepSpeedEngine":
+            wrapped = wrapped.module
+        elif "_orig_mod" in getattr(wrapped, "_modules", {}):
+            wrapped = wrapped._orig_mod
+        else:
+            return wrapped
+
+
+__all__ = ["OtherProcessError", "Processes", "in_one_piece", "refuse_fsdp", "without_wrappers"]

@@ -1,8 +1,9 @@
-"""`generate` with the connection: what is set up around the stock `generate`, and which modes are refused."""
+"""What stands around the stock `generate`: the state that follows it, and the modes that are refused."""
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,17 @@ from torch import Tensor
 from transformers.generation.configuration_utils import GenerationMode
 
 from cc_model.compat import cache_of
-from cc_model.forward.passes import active
-from cc_model.generation_state import GenerationState, current_generation
+from cc_model.connection.adapters import has_virtual_tokens
+from cc_model.connection.notices import say_once
+from cc_model.data.columns import (
+    BATCH_SHAPE,
+    PIVOT_ARGUMENTS,
+    check_connection_arguments,
+    check_whole,
+    has_pivots,
+    refuse_orphans,
+)
+from cc_model.data.modalities import refuse_other_modalities
 
 logger = logging.getLogger("cc_model")
 
@@ -25,7 +35,85 @@ CONNECTING_MODES = frozenset(
         GenerationMode.ASSISTED_GENERATION,
     }
 )
-PIVOT_ARGUMENTS = ("pivot_input_ids", "pivot_attention_mask", "pivot_index")
+
+
+PACKED_BY = ("position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")  # by these a caller says that rows are packed
+
+
+class GenerationState:
+    """Follows the forwards of one `generate` call, so that it connects once, in the forward that holds the index.
+
+    Positions count from the start of the whole sequence, tokens in a given cache included.
+
+    Args:
+        owner: the model that generates; forwards of other models in the same thread are not this call's.
+        start: number of tokens already in the cache.
+        index: `(B,)` connection index; −1 for a row without a connection.
+        bounds: smallest and largest connection index; an empty range when no row connects.
+        pivot: arguments of `PivotCall`, when the English prompt is given.
+    """
+
+    def __init__(
+        self,
+        owner: Any,
+        start: int,
+        index: Tensor,
+        bounds: tuple[int, int],
+        pivot: dict[str, Any] | None = None,
+    ) -> None:
+        self.owner = owner
+        self.position = start
+        self.index = index
+        self.first_index, self.last_index = bounds
+        self.pivot = pivot
+        self.places_tokens = False  # whether the caller gives one of `PACKED_BY`
+        self.compile_config: Any = None  # how transformers compiles the decode steps, once it has said so
+        self.connected = self.last_index < self.first_index  # no row wants a connection: there is nothing to miss
+        self.done = False  # compiled decode steps read this flag only, not positions that differ from call to call
+
+    def enter(self, length: int, cached: bool) -> int | None:
+        """The position of the first of `length` tokens about to run, when they hold a connection index; else None.
+
+        Without a cache every forward runs all tokens, and each of them connects at the same place.
+        """
+        if not cached:
+            return 0
+        if self.done:
+            return None
+        start = self.position
+        self.position = start + length
+        self.done = self.position > self.last_index
+        holds_index = start <= self.last_index and self.first_index < self.position
+        return start if holds_index else None
+
+    def check_prefill(self) -> None:
+        """Raise when the prompt has run and nothing was connected; reads no tensor."""
+        if not self.connected:
+            raise RuntimeError(
+                "generate: expected a connection in the prompt, but the prompt has run without one: something replaced "
+                "prepare_inputs_for_generation of the model after patch_model, or gave it other tokens; call "
+                "unpatch_model and patch_model again, or wrap the call in cc_model.connection_disabled(model)"
+            )
+
+    def local_index(self, window: int, rows: int) -> Tensor:
+        """`(rows,)` connection index within the tokens that start at `window`; rows are repeated for beams."""
+        return self.index.repeat_interleave(rows // self.index.shape[0]) - window
+
+
+class _Running(threading.local):
+    """The innermost `generate` of this thread. Present from the start: torch.compile guards on presence, too."""
+
+    def __init__(self) -> None:
+        self.generation: GenerationState | None = None
+
+
+_running = _Running()
+
+
+def current_generation(owner: Any) -> GenerationState | None:
+    """The running `generate` of `owner` in this thread."""
+    state = _running.generation
+    return state if state is not None and state.owner is owner else None
 
 
 def connected_generate(model: Any, stock: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -38,27 +126,28 @@ def connected_generate(model: Any, stock: Callable[..., Any], args: tuple[Any, .
         kwargs: its keyword arguments, ours among them.
     """
     index = kwargs.pop("connection_index", None)
-    pivot = {name: kwargs.pop(name, None) for name in PIVOT_ARGUMENTS}
+    pivot = {name: kwargs.pop(name, None) for name in (*PIVOT_ARGUMENTS, BATCH_SHAPE)}
     connection = model.cc
-    has_pivot = pivot["pivot_input_ids"] is not None
+    has_pivot = has_pivots(pivot)
     if connection.enabled and not has_pivot:
-        for name in PIVOT_ARGUMENTS[1:]:
-            if pivot[name] is not None:
-                raise ValueError(f"{name}: expected together with pivot_input_ids, got it without")
-        if connection.transform_matrix is None and connection.say_once("no matrix"):
+        refuse_orphans(pivot, training=False)
+        if connection.transform_matrix is None and say_once(connection, "no matrix"):
             logger.warning("generate: no Transform Matrix is set, so this is the plain model (fit_transform_matrix)")
-        if connection.simulates and model.training and connection.say_once("training"):
+        if connection.simulates and model.training and say_once(connection, "training"):
             logger.warning("generate: the model is in training mode, where it does not connect; call model.eval()")
     if not connection.enabled or not (has_pivot or (connection.simulates and not model.training)):
         return stock(*args, **kwargs)
     _refuse_unsupported_arguments(kwargs)
+    _refuse_virtual_tokens(model)
     state = _state(model, args, kwargs, index, pivot if has_pivot else None)
-    previous = getattr(active, "generation", None)
-    active.generation = state
+    state.places_tokens = any(kwargs.get(name) is not None for name in PACKED_BY)
+    previous, _running.generation = _running.generation, state
     try:
-        return stock(*args, **kwargs)
+        output = stock(*args, **kwargs)
     finally:
-        active.generation = previous
+        _running.generation = previous
+    state.check_prefill()
+    return output
 
 
 def _state(
@@ -78,12 +167,32 @@ def _state(
             "attention_mask: expected left-padded prompts (padding_side='left'), got right padding: generated tokens "
             "would follow the padding and the connection"
         )
+    if mask is None and kwargs.get("inputs_embeds") is None and prompt is not None and given > 0:
+        _refuse_padding_at_the_end(model, prompt, kwargs)
     past = 0 if cache is None else int(cache.get_seq_length())
+    english = _pivot_arguments(model, pivot, rows)
     end = mask.shape[1] if isinstance(mask, Tensor) and kwargs.get("inputs_embeds") is None else given
     if index is None:
         index = torch.full((rows,), end - 1, device=device)
-        return GenerationState(model, past, index, (end - 1, end - 1), _pivot_arguments(pivot, rows))
-    return GenerationState(model, past, *_given_index(index, rows, given, end, past), _pivot_arguments(pivot, rows))
+        return GenerationState(model, past, index, (end - 1, end - 1), english)
+    return GenerationState(model, past, *_given_index(index, rows, given, end, past), english)
+
+
+def _refuse_padding_at_the_end(model: Any, ids: Tensor, kwargs: dict[str, Any]) -> None:
+    """Raise for a prompt that ends in the padding token, when no mask says whether it is one."""
+    own = model.generation_config
+    sources = (kwargs.get("pad_token_id"), getattr(kwargs.get("generation_config"), "pad_token_id", None))
+    pad = next(
+        (x for x in (*sources, own.pad_token_id, getattr(model.config, "pad_token_id", None)) if x is not None), -1
+    )
+    padded = ids[:, -1] == int(pad)
+    if bool(padded.any()):
+        row = int(padded.int().argmax())
+        raise ValueError(
+            f"input_ids: expected left-padded prompts (padding_side='left'), got the padding token {int(pad)} at the "
+            f"end of row {row}, and no attention_mask; pass the tokenizer's attention_mask, of ones where the token "
+            "belongs to the prompt"
+        )
 
 
 def _given_index(index: Any, rows: int, given: int, end: int, past: int) -> tuple[Tensor, tuple[int, int]]:
@@ -108,28 +217,33 @@ def _given_index(index: Any, rows: int, given: int, end: int, past: int) -> tupl
     return absolute, bounds
 
 
-def _pivot_arguments(pivot: dict[str, Tensor | None] | None, rows: int) -> dict[str, Tensor | None] | None:
+def _pivot_arguments(model: Any, pivot: dict[str, Tensor | None] | None, rows: int) -> dict[str, Tensor | None] | None:
     """Checked arguments of `PivotCall`."""
     if pivot is None:
         return None
-    ids, mask, index = (pivot[name] for name in PIVOT_ARGUMENTS)
-    if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.shape[0] != rows or ids.is_floating_point():
-        got = f"{tuple(ids.shape)} of {ids.dtype}" if isinstance(ids, Tensor) else type(ids).__name__
-        raise ValueError(f"pivot_input_ids: expected integers of shape (B, S) with B = {rows}, got {got}")
-    for name, value, shape in (("pivot_attention_mask", mask, ids.shape), ("pivot_index", index, ids.shape[:1])):
-        if value is not None and (not isinstance(value, Tensor) or value.shape != shape):
-            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"{name}: expected shape {tuple(shape)}, got {found}")
-    return {"pivot_ids": ids, "pivot_mask": mask, "pivot_index": index}
+    check_whole(pivot)
+    check_connection_arguments(pivot, rows, model.cc.num_layers)
+    return pivot
 
 
 def _refuse_unsupported_arguments(kwargs: dict[str, Any]) -> None:
-    """Arguments that lead away from the stock decoding loops."""
+    """Arguments that lead away from the stock decoding loops, or away from text."""
+    refuse_other_modalities(kwargs)
     for name, allowed in (("custom_generate", None), ("negative_prompt_ids", None)):
         if kwargs.get(name) is not allowed:
             raise ValueError(_refusal(name))
     if kwargs.get("cache_implementation") == "paged":
         raise ValueError(_refusal("cache_implementation='paged'"))
+
+
+def _refuse_virtual_tokens(model: Any) -> None:
+    """Raise for an adapter that puts virtual tokens before the prompt while it generates.
+
+    PEFT does so in a `prepare_inputs_for_generation` of its own, which it sets on the model for the time of the call.
+    """
+    wrapper = getattr(model.__dict__.get("prepare_inputs_for_generation"), "__self__", None)
+    if has_virtual_tokens(wrapper):
+        raise ValueError(_refusal("an adapter with virtual tokens before the prompt (prompt, prefix or p-tuning)"))
 
 
 def refuse_unsupported_mode(model: Any, mode: GenerationMode, generation_config: Any) -> None:

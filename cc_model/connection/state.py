@@ -1,8 +1,8 @@
-"""The learned part of the connection: the Decision Maker and the Transform Matrix."""
+"""`model.cc`: what a patched model learns and saves, and the switch `connection_disabled`."""
 
 from __future__ import annotations
 
-import weakref
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,117 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cc_kernels import connect, transform_rows
 from cc_model.config import CCConfig
 from cc_model.connection.adapters import carry, take_carried
+from cc_model.connection.decision_maker import DecisionMaker
+from cc_model.connection.notices import notices_of
 
 
-class DecisionMaker(nn.Module):
-    """`z[b] = W (mean_l V[l,b] + e[b])`, `W: (L, d)`: which layer's activation a row receives.
+class _Switch(threading.local):
+    """How many `connection_disabled` blocks the running thread is inside of.
 
-    A module of its own and not an `nn.Linear`, because adapters wrap those by type. Arithmetic is fp32 whatever the
-    dtype of W. Source: CC-Tuning section 3.2.
+    torch.compile reads the attribute of a thread-local object in the thread that runs the compiled code; it cannot read
+    a context variable.
+
+    Args:
+        depth: where a thread begins that has not entered a block yet.
     """
 
-    def __init__(self, num_layers: int, hidden_size: int, std: float, device: Any = None, dtype: Any = None) -> None:
-        super().__init__()
-        with torch.inference_mode(False):  # a parameter made in inference mode could never be trained
-            self.weight = nn.Parameter(torch.empty(num_layers, hidden_size, device=device, dtype=dtype))
-            nn.init.normal_(self.weight, std=std)
-        self._folded: tuple[Any, Tensor] | None = None
+    def __init__(self, depth: int = 0) -> None:
+        self.depth = depth
 
-    def forward(
-        self,
-        bank: Tensor,
-        embeds: Tensor,
-        noise: Tensor | None,
-        config: CCConfig,
-        matrix: Tensor | None = None,
-        bias: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Decide and select.
-
-        Args:
-            bank: `(L, B, d)`: English activations, or non-English ones when `matrix` is given.
-            embeds: `(B, d)` input embeddings at the connection index.
-            noise: `(B, L)` or None.
-            config: temperature and hard.
-            matrix: Transform Matrix `(d, d)` or `(L, d, d)`; the update is then mapped by it (inference only).
-            bias: `(d,)` or `(L, d)`, added after the matrix.
-
-        Returns:
-            The update `(B, d)` and the weights `(B, L)`.
-        """
-        embeds = embeds.to(bank.dtype)
-        if torch.is_grad_enabled():  # a step of the optimizer may follow, which sharding hides from version counters
-            self._folded = None
-        # Autocast would round the decision's matmuls to 16 bits.
-        with torch.autocast(bank.device.type, enabled=False):
-            if matrix is None:
-                return connect(bank, embeds, self.weight, noise, config.temperature, config.hard)
-            if bias is not None:  # mean_l (V_l M + c_l) = mean_l V_l M + mean_l c_l
-                embeds = embeds + (bias if bias.ndim == 1 else bias.mean(0)).to(embeds.dtype)
-            folded = self.folded(matrix)
-            picked, weights = connect(bank, embeds, self.weight, noise, config.temperature, config.hard, folded)
-            return _map(picked, bank, weights, matrix, bias, config.hard).to(bank.dtype), weights
-
-    def folded(self, matrix: Tensor) -> Tensor:
-        """`M Wᵀ` in fp32, `(d, L)` or `(L, d, L)`: rebuilt when M or W was replaced or changed in place.
-
-        A change past PyTorch's version counter (`weight.data.mul_(2)`) is seen after the next `train()` or `eval()`.
-        """
-        if matrix.is_inference() or self.weight.is_inference():  # no version counters, so nothing to compare
-            return _fold(matrix, self.weight)
-        key = (matrix._version, matrix.data_ptr(), self.weight._version, self.weight.data_ptr())
-        if self._folded is not None:
-            (kept_for, kept_key), kept = self._folded
-            if kept_for() is matrix and kept_key == key:
-                return kept
-        folded = _fold(matrix, self.weight)
-        self._folded = (weakref.ref(matrix), key), folded
-        return folded
-
-    def train(self, mode: bool = True) -> DecisionMaker:
-        """The stock method; what was folded is built anew."""
-        self._folded = None
-        return super().train(mode)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles leave the folded matrix out; they build their own."""
-        return {**self.__dict__, "_folded": None}
-
-    def extra_repr(self) -> str:
-        """The size, as PyTorch prints it."""
-        return f"num_layers={self.weight.shape[0]}, hidden_size={self.weight.shape[1]}"
-
-
-@torch.no_grad()
-def _fold(matrix: Tensor, weight: Tensor) -> Tensor:
-    return matrix.float() @ weight.float().T
-
-
-def _map(picked: Tensor, bank: Tensor, weights: Tensor, matrix: Tensor, bias: Tensor | None, hard: bool) -> Tensor:
-    """The selected activation after the Transform Matrix: `Σ_l w_l (V_l M_l + c_l)`. Inference only."""
-    if matrix.ndim == 2:  # Σ_l w_l V_l M = (Σ_l w_l V_l) M: one row per prompt
-        mapped = transform_rows(picked.to(matrix.dtype), matrix)
-    elif hard:
-        mapped = transform_rows(picked.to(matrix.dtype), matrix, layers=weights.argmax(dim=-1))
-    else:
-        every_layer = torch.bmm(bank.to(matrix.dtype), matrix)  # (L, B, d)
-        mapped = torch.einsum("bl,lbd->bd", weights.to(matrix.dtype), every_layer)
-    if bias is None:
-        return mapped
-    return mapped + (bias if bias.ndim == 1 else weights.to(bias.dtype) @ bias)
-
-
-@torch.no_grad()
-def mapped_bank(bank: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    """`V_l M_l + c_l` for the whole bank `(L, B, d)`, without a gradient: what inference puts in the English place."""
-    with torch.autocast(bank.device.type, enabled=False):
-        mapped = bank.to(matrix.dtype) @ matrix.to(bank.device)
-        if bias is not None:
-            mapped = mapped + (bias if bias.ndim == 1 else bias[:, None]).to(bank.device)
-    return mapped.to(bank.dtype)
+    def __reduce__(self) -> Any:
+        """A copy of a model, and a pickled one, is inside of no block."""
+        return type(self), ()
 
 
 class CrossLingualConnection(nn.Module):
@@ -137,18 +48,32 @@ class CrossLingualConnection(nn.Module):
     def __init__(self, config: CCConfig, num_layers: int, hidden_size: int, std: float, device: Any, dtype: Any):
         super().__init__()
         self.config = config
-        self.enabled = True
-        self.said: set[str] = set()  # notices that were given once
-        self.prefills: str | None = None  # how the last simulated prompt was run, for the report
+        self._switch = _Switch()
         self.decision_maker = DecisionMaker(num_layers, hidden_size, std, device, dtype)
         self.register_buffer("transform_matrix", None)
         self.register_buffer("transform_bias", None)
         self.num_layers, self.hidden_size = num_layers, hidden_size
 
     @property
+    def enabled(self) -> bool:
+        """Whether the running thread is outside of every `connection_disabled` block of this model."""
+        return self._switch.depth == 0
+
+    def _replicate_for_data_parallel(self) -> CrossLingualConnection:
+        """A replica runs in a thread of its own: it begins inside of the blocks of the thread that makes it."""
+        replica = super()._replicate_for_data_parallel()
+        replica.__dict__["_switch"] = _Switch(self._switch.depth)
+        return replica
+
+    @property
     def simulates(self) -> bool:
         """Whether inference connects with the Transform Matrix."""
         return self.enabled and self.transform_matrix is not None
+
+    @property
+    def prefills(self) -> str | None:
+        """How the last simulated prompt ran, for the report; None before the first."""
+        return notices_of(self).prefills
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Check an assigned matrix or bias; everything else is stored as usual."""
@@ -218,19 +143,14 @@ class CrossLingualConnection(nn.Module):
         """Gumbel noise `(rows, L)` in fp32, `−log(Exp(1))`, from the default generator of `device`."""
         return torch.empty(rows, self.num_layers, device=device, dtype=torch.float32).exponential_().log_().neg_()
 
-    def say_once(self, message: str) -> bool:
-        """True the first time `message` is to be said."""
-        first = message not in self.said
-        self.said.add(message)
-        return first
-
 
 @contextmanager
 def connection_disabled(model: nn.Module) -> Iterator[nn.Module]:
     """Inside the `with` block `model` is the plain model: no connection in training, evaluation or generation.
 
-    This is a switch of the model, so that it holds for all threads of the process. At the end of the block the previous
-    state comes back, also after an exception; blocks of several threads must therefore not overlap in time.
+    The block holds for the thread that enters it. Other threads connect meanwhile, unless they are inside blocks of
+    their own. Blocks may be nested and may overlap in time. A thread that is started inside the block is outside of it:
+    the function that the thread runs has to enter the block. Replicas of `nn.DataParallel` follow the calling thread.
 
     Args:
         model: a patched model, also inside wrappers (PEFT, DDP).
@@ -251,12 +171,12 @@ def connection_disabled(model: nn.Module) -> Iterator[nn.Module]:
         >>> model.cc.enabled
         True
     """
-    connection = connection_of(model)
-    previous, connection.enabled = connection.enabled, False
+    switch = connection_of(model)._switch
+    switch.depth += 1
     try:
         yield model
     finally:
-        connection.enabled = previous
+        switch.depth -= 1
 
 
 def connection_of(model: nn.Module) -> CrossLingualConnection:
@@ -267,4 +187,9 @@ def connection_of(model: nn.Module) -> CrossLingualConnection:
     raise ValueError(f"model: expected a patched model, got {type(model).__name__}; call patch_model(model) first")
 
 
-__all__ = ["CrossLingualConnection", "DecisionMaker", "connection_disabled", "connection_of", "mapped_bank"]
+def is_connected(model: nn.Module) -> bool:
+    """Whether `model`, or a model inside its wrappers, is patched."""
+    return any(isinstance(module, CrossLingualConnection) for module in model.modules())
+
+
+__all__ = ["CrossLingualConnection", "connection_disabled", "connection_of", "is_connected"]

@@ -20,6 +20,16 @@ def last_attended(mask: Tensor) -> Tensor:
     return torch.where(mask != 0, positions, -1).amax(dim=1)
 
 
+def last_tokens(mask: Tensor | None, rows: int, length: int, device: torch.device) -> Tensor:
+    """`(B,)` on `device`: the last attended of the newest `length` tokens, which is the last one without a mask.
+
+    `mask` `(B, ≥ length)` may also cover tokens before these; a row of zeros gives −1.
+    """
+    if mask is None:
+        return torch.full((rows,), length - 1, device=device)
+    return last_attended(mask[:, -length:]).to(device)
+
+
 def in_range(index: Tensor, length: int) -> Tensor:
     """`(B,)` bool: whether each index lies in [0, length)."""
     return (index >= 0) & (index < length)
@@ -31,6 +41,11 @@ def flat_rows(index: Tensor, length: int) -> Tensor:
     return index.clamp(0, length - 1) + starts
 
 
-def mark_skipped(rows: Tensor, keep: Tensor) -> Tensor:
-    """`rows` with −1 where `keep` is False."""
-    return torch.where(keep, rows, -1)
+def located(index: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """`index` `(B,)` as tokens of the flattened `(B * length)` axis, and which of them are in range, `(B,)`."""
+    return flat_rows(index, length), in_range(index, length)
+
+
+def mark_skipped(rows: Tensor, skip: Tensor) -> Tensor:
+    """`rows` with −1 where `skip` is True."""
+    return rows.masked_fill(skip, -1)

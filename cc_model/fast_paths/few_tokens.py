@@ -9,21 +9,21 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.modules.module as module_hooks
 from torch import Tensor, nn
 
 from cc_kernels.backend import triton_serves
 from cc_kernels.ops.gate_up_swiglu import MOST_ROWS
+from cc_model.fast_paths.hooks import call_is_observed, global_hooks
 
 OP = "gate_up_swiglu"
 
 
-def streams_weights(block: Any, gate: Any, up: Any, x: Tensor) -> bool:
-    """Whether `gate_up_swiglu` serves this call of a feed-forward block.
+def streams_weights(gate: Any, up: Any, x: Tensor) -> bool:
+    """Whether `gate_up_swiglu` serves this call of a feed-forward block at inference; without `up` `gate` makes both.
 
-    It does at inference, for at most `MOST_ROWS` tokens, where its Triton kernel would run and no obstacle is found.
+    It does for at most `MOST_ROWS` tokens, where its Triton kernel would run and no obstacle is found.
     """
-    if block.training or torch.is_grad_enabled() or not 0 < x.numel() <= MOST_ROWS * x.shape[-1]:
+    if not 0 < x.numel() <= MOST_ROWS * x.shape[-1]:
         return False
     device = x.device
     if not triton_serves(OP, device) or torch.is_autocast_enabled(device.type) or obstacle(gate, up) is not None:
@@ -32,18 +32,25 @@ def streams_weights(block: Any, gate: Any, up: Any, x: Tensor) -> bool:
     return x.dtype == weight.dtype and device == weight.device
 
 
+def halves(gate: Any, up: Any) -> tuple[Tensor, Tensor]:
+    """The weights `(I, d)` of gate and up; those of one projection `(2 I, d)` are the halves of it."""
+    if up is not None:
+        return gate.weight, up.weight
+    middle = gate.weight.shape[0] // 2
+    return gate.weight[:middle], gate.weight[middle:]
+
+
 def obstacle(gate: Any, up: Any) -> str | None:
-    """Why the weights of two projections must not be read past their modules; None when they may."""
+    """Why the weights of the projections must not be read past their modules; None when they may."""
     weights = []
-    for name, module in (("gate", gate), ("up", up)):
+    for name, module in (("gate", gate), ("up", up)) if up is not None else (("gate and up", gate),):
         if type(module) is not nn.Linear:
             return f"the {name} projection is a {type(module).__name__}, not nn.Linear"
-        # Asked at every decode step of every layer: attributes of a module are slow, its dictionary is not.
         attributes = module.__dict__
         parameters = attributes["_parameters"]
         if parameters.get("bias") is not None or "bias" in attributes:
             return f"the {name} projection has a bias"
-        if attributes["_forward_hooks"] or attributes["_forward_pre_hooks"]:
+        if call_is_observed(attributes):
             return f"the {name} projection has hooks"
         if "forward" in attributes:
             return f"the {name} projection has a forward of its own"
@@ -51,9 +58,9 @@ def obstacle(gate: Any, up: Any) -> str | None:
         if type(weight) is not nn.Parameter and type(weight) is not Tensor:
             return f"the weight of the {name} projection is a {type(weight).__name__}"
         weights.append(weight)
-    if module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks:
+    if global_hooks(forward_only=True):
         return "global forward hooks are registered"
-    first, second = weights
+    first, second = weights[0], weights[-1]
     if first.dtype != second.dtype or first.shape != second.shape:
         return "gate and up projections have weights of different dtypes or shapes"
     if first.device != second.device:

@@ -9,26 +9,52 @@ import torch
 from torch import Tensor
 
 from cc_model.compat import cache_of
+from cc_model.connection.notices import say_once
 from cc_model.connection.state import CrossLingualConnection
+from cc_model.data.columns import (
+    BATCH_SHAPE,
+    CONNECTION_ARGUMENTS,
+    INDEX,
+    LOSS_ROWS,
+    NOISE,
+    check_connection_arguments,
+    check_whole,
+    entries_of,
+    has_pivots,
+    refuse_orphans,
+)
+from cc_model.data.modalities import refuse_other_modalities
 from cc_model.data.positions import before_first_label
-from cc_model.forward.calls import ConnectedCall, PlainCall, input_shape
-from cc_model.forward.packing import check_packed, is_packed, refuse_packing
+from cc_model.forward.calls import PlainCall, input_shape
+from cc_model.forward.head import labelled_rows
+from cc_model.forward.packing import PACKED, check_packed, refuse_packing
 from cc_model.forward.pivot_call import PivotCall
 from cc_model.forward.simulated_call import SimulatedCall
-from cc_model.generation_state import GenerationState
+from cc_model.generation import GenerationState
+from cc_model.specs import body_of
 
 logger = logging.getLogger("cc_model")
 
-CONNECTION_ARGUMENTS = ("pivot_input_ids", "pivot_attention_mask", "connection_index", "pivot_index", "gumbel_noise")
+WHERE_TO_CONNECT = (
+    "connection_index: expected the token of each row to connect, got neither connection_index nor labels. In "
+    "evaluation with a Transform Matrix a forward does not guess where the prompt ends. Pass connection_index= (B,), "
+    "the index of each prompt's last token (−1: no connection in this row), or labels, before whose first one it "
+    "connects; or call it inside cc_model.connection_disabled(model) for the plain model, as for the reference of DPO "
+    "or a prefix whose cache goes into generate. generate and cc_model.scoring.score_choices connect by themselves"
+)
+
 GENERATION_STEP = "cc_generation"  # marks the inputs of a forward as a step of the running `generate`
-_PACKED_HINT = "; packed rows need one pivot and one connection_index per example"
 
 
-def plan(model: Any, named: dict[str, Any]) -> PlainCall | ConnectedCall:
+def plan(model: Any, named: dict[str, Any]) -> PlainCall:
     """The call for the arguments `named`, from which the connection's own are taken out.
 
-    Given pivot tensors, it connects. Without them: never in training; in evaluation when a Transform Matrix is set
-    and the cache is empty, or as the running `generate` says.
+    Given pivots, it connects. Without them: never in training; in evaluation, when a Transform Matrix is set, as the
+    running `generate` says, at a given `connection_index`, or, with an empty cache, before the first label. In
+    training, head and loss read the tokens of `loss_rows` alone.
+
+    Raises:
+        ValueError: in evaluation with a matrix and an empty cache nothing says where to connect.
     """
     taken = {name: named.pop(name, None) for name in CONNECTION_ARGUMENTS}
     generation = named.pop(GENERATION_STEP, None)
@@ -38,72 +64,102 @@ def plan(model: Any, named: dict[str, Any]) -> PlainCall | ConnectedCall:
             f"model.cc: expected the connection, got {type(connection).__name__}; an adapter wrapped it. Use "
             "modules_to_save=['decision_maker']"
         )
+    if taken[BATCH_SHAPE] is not None:
+        check_whole(taken)
+    call = _connected(model, named, taken, generation)
+    if connection.training and taken[LOSS_ROWS] is not None:
+        call.loss_rows = labelled_rows(named, taken[LOSS_ROWS], *input_shape(named))
+    return call
+
+
+def _connected(
+    model: Any, named: dict[str, Any], taken: dict[str, Any], generation: GenerationState | None
+) -> PlainCall:
+    """The call, as far as the connection decides it."""
+    connection = model.cc
     if not connection.enabled:
         return PlainCall()
-    pivot_ids = taken["pivot_input_ids"]
-    if pivot_ids is None and (generation is None or generation.pivot is None):
-        _refuse_orphans(taken, connection.training)
+    if generation is not None:
+        return _plan_generation(model, named, generation, taken)
+    english = has_pivots(taken)
+    if not english:
+        refuse_orphans(taken, connection.training)
         if connection.training:
             _warn_of_plain_step(connection, named)
         if connection.training or not connection.simulates:
             return PlainCall()
-    if generation is not None:
-        return _plan_generation(model, named, generation, taken)
-    rows = input_shape(named)[0]
-    packed = is_packed(taken, rows)
-    _check(taken, taken["pivot_input_ids"].shape[0] if packed else rows, connection.num_layers)
+    refuse_other_modalities(named)
+    tokens = named.get("input_ids")
+    rows, length = (named["inputs_embeds"] if tokens is None else tokens).shape[:2]
+    entries = entries_of(taken, rows)
+    packed = entries != rows
+    check_connection_arguments(taken, entries, connection.num_layers)
     if packed:
-        check_packed(taken, named, rows)
-    else:
+        check_packed(entries, named, rows)
+    elif not PACKED.isdisjoint(named):
         refuse_packing(named)
-    index = _default_index(taken["connection_index"], named)
+    index, labels = taken[INDEX], named.get("labels")
+    if index is None and isinstance(labels, Tensor):
+        index = before_first_label(labels)
     if connection.training:
         _warn_of_mistakes(connection, index)
-    shared: dict[str, Any] = {"index": index, "noise": taken["gumbel_noise"]}
-    if pivot_ids is not None:
-        pivot = (pivot_ids, taken["pivot_attention_mask"], taken["pivot_index"])
-        return PivotCall(connection, model.cc_slots(), *pivot, packed=packed, **shared)
-    cache = cache_of(named)
-    if cache is not None and int(cache.get_seq_length()) > 0:
-        return PlainCall()
-    return SimulatedCall(connection, model.cc_slots(), logits_to_keep=named.get("logits_to_keep", 0), **shared)
+    shared: dict[str, Any] = {"shape": (rows, length), "index": index, "noise": taken[NOISE]}
+    if english:
+        return PivotCall(connection, model.cc_slots(), pivots=taken, packed=packed, **shared)
+    if taken[INDEX] is None:
+        cache = cache_of(named)
+        if cache is not None and int(cache.get_seq_length()) > 0:
+            return PlainCall()
+        if index is None:
+            raise ValueError(WHERE_TO_CONNECT)
+    return SimulatedCall(connection, model.cc_slots(), logits_to_keep=_kept(model, named), **shared)
 
 
 def _plan_generation(
-    model: Any, named: dict[str, Any], generation: GenerationState, taken: dict[str, Tensor | None]
-) -> PlainCall | ConnectedCall:
+    model: Any, named: dict[str, Any], generation: GenerationState, taken: dict[str, Any]
+) -> PlainCall:
     """The call of one step of `generate`: connected when its tokens hold a connection index."""
+    if generation.pivot is None and (model.cc.training or model.cc.transform_matrix is None):
+        return PlainCall()  # the matrix was dropped, or the mode changed, in the middle of the call
     rows, length = input_shape(named)
-    _check(taken, rows, model.cc.num_layers)
     window = generation.enter(length, cached=cache_of(named) is not None)
     if window is None:
         return PlainCall()
-    refuse_packing(named)
+    generation.connected = True
+    if taken[NOISE] is not None:
+        check_connection_arguments(taken, rows, model.cc.num_layers)
+    if generation.places_tokens:
+        refuse_packing(named)
     index = generation.local_index(window, rows)
-    shared: dict[str, Any] = {"index": index, "noise": taken["gumbel_noise"]}
+    shared: dict[str, Any] = {"shape": (rows, length), "index": index, "noise": taken[NOISE]}
     if generation.pivot is not None:
-        return PivotCall(model.cc, model.cc_slots(), **generation.pivot, **shared)
+        return PivotCall(model.cc, model.cc_slots(), pivots=generation.pivot, **shared)
     first = generation.first_index - window if generation.first_index >= window else 0
     return SimulatedCall(
         model.cc,
         model.cc_slots(),
         first_index=first,
-        logits_to_keep=named.get("logits_to_keep", 0),
+        logits_to_keep=_kept(model, named),
         compile_config=generation.compile_config,
         **shared,
     )
 
 
+def _kept(model: Any, named: dict[str, Any]) -> int | Tensor:
+    """How many of the last tokens the head reads; all, where it finds them by the length of what the body returns."""
+    return 0 if "logits_to_keep" in body_of(model).cc_arguments else named.get("logits_to_keep", 0)
+
+
 def _warn_of_mistakes(connection: CrossLingualConnection, index: Tensor | None) -> None:
     """Say once what trains, but hardly as it was meant."""
-    if index is None and connection.say_once("no index"):
+    if index is None and say_once(connection, "no index"):
         logger.warning(
             "training without labels and without connection_index: each row connects at its last attended token. "
             "Trainer takes the labels away with label smoothing and with compute_loss_func; ParallelCollator gives "
             "the index"
         )
     trains = any(parameter.requires_grad for parameter in connection.decision_maker.parameters())
-    if torch.is_grad_enabled() and not trains and connection.say_once("frozen"):
+    if torch.is_grad_enabled() and not trains and say_once(connection, "frozen"):
         logger.warning(
             "the Decision Maker is frozen (requires_grad=False) and keeps its values; an adapter freezes it unless it "
             "is told modules_to_save=['decision_maker']"
@@ -113,52 +169,9 @@ def _warn_of_mistakes(connection: CrossLingualConnection, index: Tensor | None) 
 def _warn_of_plain_step(connection: CrossLingualConnection, named: dict[str, Any]) -> None:
     """Say once that a training step has no English prompts: a plain step is allowed, but seldom meant."""
     trains = torch.is_grad_enabled() and named.get("labels") is not None
-    if trains and connection.say_once("no pivots"):
+    if trains and say_once(connection, "no pivots"):
         logger.warning(
             "training without pivot_input_ids: this is plain fine-tuning. ParallelCollator gives pivots for every "
             "batch. Of tokenised rows TRL's SFTTrainer, and Trainer with use_liger_kernel, drop the pivot columns "
             "unless they are told remove_unused_columns=False"
         )
-
-
-def _refuse_orphans(taken: dict[str, Tensor | None], training: bool) -> None:
-    """Arguments that mean nothing without the English prompt must not be dropped silently."""
-    needs_pivot = CONNECTION_ARGUMENTS if training else ("pivot_attention_mask", "pivot_index")
-    for name in needs_pivot:
-        if taken[name] is not None:
-            raise ValueError(f"{name}: expected together with pivot_input_ids, got it without")
-
-
-def _default_index(index: Tensor | None, named: dict[str, Any]) -> Tensor | None:
-    """The given index, the one before the first label, or None for the last attended token."""
-    labels = named.get("labels")
-    return before_first_label(labels) if index is None and isinstance(labels, Tensor) else index
-
-
-def _check(taken: dict[str, Tensor | None], rows: int, layers: int) -> None:
-    """Types and shapes of the connection's arguments."""
-    pivot = taken["pivot_input_ids"]
-    width = pivot.shape[1] if isinstance(pivot, Tensor) and pivot.ndim == 2 else 0
-    expected: dict[str, tuple[tuple[int, ...], str]] = {
-        "pivot_input_ids": ((rows, width), "(B, S)"),
-        "pivot_attention_mask": ((rows, width), "(B, S)"),
-        "connection_index": ((rows,), "(B,)"),
-        "pivot_index": ((rows,), "(B,)"),
-        "gumbel_noise": ((rows, layers), "(B, L)"),
-    }
-    for name, (shape, meaning) in expected.items():
-        value = taken[name]
-        if value is None:
-            continue
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-        if tuple(value.shape) != shape:
-            hint = _PACKED_HINT if name == "pivot_input_ids" else ""
-            raise ValueError(f"{name}: expected shape {meaning} = {shape}, got {tuple(value.shape)}{hint}")
-        if name == "gumbel_noise":
-            if not value.is_floating_point():
-                raise TypeError(f"{name}: expected a floating-point dtype, got {value.dtype}")
-        elif name != "pivot_attention_mask" and value.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"{name}: expected int64 or int32, got {value.dtype}")
-    if isinstance(pivot, Tensor) and width == 0:
-        raise ValueError(f"pivot_input_ids: expected at least one token per row, got shape {tuple(pivot.shape)}")

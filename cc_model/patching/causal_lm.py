@@ -1,146 +1,48 @@
-"""The behaviour that `patch_model` mixes into the classes of a model, from the outside in.
+"""The behaviour mixed into the causal language model: it decides what a forward does, generates and saves.
 
-Each patched module gets a subclass of its own stock class; nothing of transformers is copied. The causal language
-model decides what a forward does (a call), the decoder body runs it, each decoder layer hands the running pass to its
-feed-forward block, and the feed-forward block captures or injects around its own `__call__`, so that a `forward` which
-another library puts on the instance does not switch the connection off.
+`patch_model` gives each module a subclass of its own stock class; nothing of transformers is copied. The model plans a
+call, its decoder body (`cc_model.patching.decoder`) runs it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.nn.modules.module as module_hooks
-from torch import Tensor, nn
 from transformers.generation import CompileConfig, GenerationMixin
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from cc_kernels import gate_up_swiglu, swiglu
-from cc_model.compat import cache_of, with_cache
-from cc_model.fast_paths.few_tokens import streams_weights
-from cc_model.forward.calls import PlainCall
-from cc_model.forward.passes import LayerSlot, active
-from cc_model.forward.plan import CONNECTION_ARGUMENTS, GENERATION_STEP, plan
-from cc_model.generation import connected_generate, refuse_unsupported_mode
-from cc_model.generation_state import current_generation
+from cc_model.connection.adapters import carried_by, put_carried, refuse_other_options
+from cc_model.forward.calls import ConnectedCall
+from cc_model.forward.passes import LayerSlot
+from cc_model.forward.plan import GENERATION_STEP, plan
+from cc_model.generation import connected_generate, current_generation, refuse_unsupported_mode
+from cc_model.patching.decoder import beside
+from cc_model.patching.outputs import connected_output
 from cc_model.saving import save
-from cc_model.specs import layers_of, spec_of
+from cc_model.specs import addend_of, layers_of, spec_of
+
+POSTPONED = "_cc_postponed_adapter"
 
 
-@dataclass
-class ConnectedCausalLMOutput(CausalLMOutputWithPast):
-    """The stock output plus `decision_weights` `(B, L)`, all zero for a row without a connection."""
+def _stock_when_unpatched(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that others keep bound (PEFT does): after `unpatch_model` it is the stock one of the same name."""
 
-    decision_weights: Tensor | None = None
+    @functools.wraps(method)
+    def bound(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self, PatchedCausalLM):
+            return method(self, *args, **kwargs)
+        return getattr(type(self), method.__name__)(self, *args, **kwargs)
 
-
-_OUTPUT_FIELDS = {field.name for field in dataclasses.fields(ConnectedCausalLMOutput)}
-
-
-_OUTPUT_HOOKS = ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
-_GLOBAL_OUTPUT_HOOKS = tuple(f"_global{name}" for name in _OUTPUT_HOOKS)
-
-
-class PatchedFeedForward:
-    """SwiGLU through `cc_kernels`, and the running pass applied to the result."""
-
-    cc_slot: LayerSlot
-    cc_fused: tuple[str, str, str] | None  # names of the gate, up and down projections; None runs the stock forward
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The module's output, captured from or injected into when a pass is running."""
-        block = super().__call__  # type: ignore[misc]
-        layer_pass = getattr(active, "layer_pass", None)
-        if layer_pass is None:
-            return block(*args, **kwargs)
-        slot = self.cc_slot
-        # Not in compiled layers: a graph of its own for the last of them, in each mode, exceeds the recompile limit.
-        if not torch.compiler.is_compiling() and layer_pass.narrow and slot is layer_pass.slots[-1]:
-            return layer_pass.narrowed(slot, block, args[0] if args else kwargs["x"])
-        output = block(*args, **kwargs)
-        return layer_pass.feed_forward(slot, output, owned=slot.injects and self._cc_owns_output())
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """`down(silu(gate(x)) * up(x))`. Projections are called as modules: adapters and hooks stay in effect.
-
-        Only for a few tokens at inference, where nothing is attached to them, one kernel reads their weights itself.
-        """
-        if self.cc_fused is None:
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
-        x = args[0] if args else kwargs["x"]
-        modules = self._modules  # type: ignore[attr-defined]
-        gate, up, down = [modules[name] if name in modules else getattr(self, name) for name in self.cc_fused]
-        if streams_weights(self, gate, up, x):
-            inner = gate_up_swiglu(x.reshape(-1, x.shape[-1]), gate.weight, up.weight)
-            return down(inner.view(*x.shape[:-1], inner.shape[-1]))
-        return down(swiglu(gate(x), up(x)))
-
-    def _cc_owns_output(self) -> bool:
-        """Whether nobody else can hold the output: a forward hook or an adapter may have kept it."""
-        down = getattr(self, self.cc_fused[2]) if self.cc_fused is not None else None
-        if type(down) is not nn.Linear or "forward" in down.__dict__ or "forward" in self.__dict__:
-            return False
-        # A hook on the backward makes the output a view, which autograd does not let anyone write to.
-        if any(getattr(module, name) for module in (self, down) for name in _OUTPUT_HOOKS):
-            return False
-        return not any(getattr(module_hooks, name) for name in _GLOBAL_OUTPUT_HOOKS)
-
-
-class PatchedLayer:
-    """Makes the pass in the layer's keyword arguments the running one while the layer runs."""
-
-    def forward(self, *args: Any, cc_pass: Any = None, **kwargs: Any) -> Any:
-        """The stock layer. Gradient checkpointing keeps `cc_pass` with the other arguments for the recompute."""
-        if cc_pass is None:
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
-        previous = getattr(active, "layer_pass", None)
-        active.layer_pass = cc_pass
-        try:
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
-        finally:
-            active.layer_pass = previous
-
-
-class PatchedBody:
-    """Runs the call that the causal language model made."""
-
-    cc_arguments: tuple[str, ...]
-    cc_connection: Any
-
-    def forward(self, *args: Any, cc_call: Any = None, **kwargs: Any) -> Any:
-        """The passes of `cc_call`; a direct call of the body is the stock forward, or an error where that misleads."""
-        named = dict(zip(self.cc_arguments, args), **kwargs)
-        if cc_call is None:
-            self._cc_refuse_silence(named)
-            return super().forward(*args, **kwargs)  # type: ignore[misc]
-        return cc_call.run(self, super().forward, with_cache(named, cache_of(named)))  # type: ignore[misc]
-
-    def _cc_refuse_silence(self, named: dict[str, Any]) -> None:
-        bypassed = [name for name in CONNECTION_ARGUMENTS if named.get(name) is not None]
-        if bypassed:
-            raise RuntimeError(
-                f"{bypassed[0]} reached the decoder body: the patched forward of the model was bypassed by a "
-                "`forward` set on the instance; call the model itself, model(...)"
-            )
-        cache = cache_of(named)
-        connection = self.cc_connection
-        if connection.simulates and not connection.training and (cache is None or int(cache.get_seq_length()) == 0):
-            raise RuntimeError(
-                "the decoder body was called directly while a Transform Matrix is set, so the connection would be "
-                "left out; call model(...), or wrap the call in cc_model.connection_disabled(model)"
-            )
+    return bound
 
 
 class PatchedCausalLM:
     """The patched model: the connected forward, `generate` and `save_pretrained`."""
 
     cc_arguments: tuple[str, ...]
+    cc_hands_on: bool
     cc: Any
     config: Any
 
@@ -154,13 +56,13 @@ class PatchedCausalLM:
 
     def _cc_run(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if "cc_call" in kwargs:  # planned by the caller
-            return inner(*args, **kwargs)
+            return self._cc_hand_on(inner, kwargs.pop("cc_call"), args, kwargs)
         if len(args) > len(self.cc_arguments):
             raise TypeError(f"forward: expected at most {len(self.cc_arguments)} positional arguments, got {len(args)}")
         named = dict(zip(self.cc_arguments, args), **kwargs)
         call = plan(self, named)
-        output = inner(**named, cc_call=call)
-        if isinstance(call, PlainCall):
+        output = self._cc_hand_on(inner, call, (), named)
+        if not isinstance(call, ConnectedCall):
             return output
         if call.decision_weights is None:
             raise RuntimeError(
@@ -169,11 +71,19 @@ class PatchedCausalLM:
             )
         if isinstance(output, tuple):
             return (*output, call.decision_weights)
-        if set(output.keys()) <= _OUTPUT_FIELDS:
-            return ConnectedCausalLMOutput(**output, decision_weights=call.decision_weights)
-        output["decision_weights"] = call.decision_weights  # an output class of another library keeps its own fields
-        return output
+        return connected_output(output, call.decision_weights)
 
+    def _cc_hand_on(self, inner: Callable[..., Any], call: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """The forward with `call` on its way to the decoder body: among its keyword arguments, or beside them."""
+        if self.cc_hands_on:
+            return inner(*args, **named, cc_call=call)
+        previous, beside.call = beside.call, call
+        try:
+            return inner(*args, **named, cc_call=call)
+        finally:
+            beside.call = previous
+
+    @_stock_when_unpatched
     @functools.wraps(GenerationMixin.prepare_inputs_for_generation)
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The stock inputs, marked as a step of the running `generate`."""
@@ -183,6 +93,13 @@ class PatchedCausalLM:
             inputs[GENERATION_STEP] = generation
         return inputs
 
+    def _update_model_kwargs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The stock method, which every decoding loop calls after each forward: the prompt must have connected."""
+        generation = current_generation(self)
+        if generation is not None:
+            generation.check_prefill()
+        return super()._update_model_kwargs_for_generation(*args, **kwargs)  # type: ignore[misc]
+
     def get_compiled_call(self, compile_config: CompileConfig | None) -> Any:
         """The stock compiled call; the running `generate` keeps how, so that the connected token is compiled alike."""
         generation = current_generation(self)
@@ -191,24 +108,26 @@ class PatchedCausalLM:
         return super().get_compiled_call(compile_config)  # type: ignore[misc]
 
     def cc_slots(self) -> list[LayerSlot]:
-        """The slot of every layer's feed-forward block, in order.
+        """The slot of what every layer adds to its stream, in order.
 
         Raises:
-            RuntimeError: a block was replaced after `patch_model`; the message names it.
+            RuntimeError: such a module was replaced after `patch_model`; the message names it.
         """
         slots = []
-        name = spec_of(self).mlp
+        spec = spec_of(self)
         for index, layer in enumerate(layers_of(self)):
-            feed_forward = getattr(layer, name)
-            slot = getattr(feed_forward, "cc_slot", None)
+            addend = addend_of(layer, spec)
+            slot = getattr(addend, "cc_slot", None)
             if slot is None:
+                what = "norm after the feed-forward block" if spec.addend else "feed-forward block"
                 raise RuntimeError(
-                    f"connection: the feed-forward block of layer {index}, {type(feed_forward).__name__}, was replaced "
+                    f"connection: the {what} of layer {index}, {type(addend).__name__}, was replaced "
                     "after patch_model; call unpatch_model and patch_model again"
                 )
             slots.append(slot)
         return slots
 
+    @_stock_when_unpatched
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The stock `generate` with the cross-lingual connection, made exactly once for each prompt.
 
@@ -231,11 +150,14 @@ class PatchedCausalLM:
             What the stock method returns.
 
         Raises:
+            TypeError: a pivot argument is no tensor or has the wrong dtype.
             ValueError: `pivot_attention_mask` or `pivot_index` without `pivot_input_ids`. Where it connects also: a
-                right-padded prompt; one of our arguments has the wrong type or shape; a `connection_index` out of
-                range, or of a token in the cache; contrastive search, DoLa, group or constrained beam search,
-                `custom_generate`, `negative_prompt_ids`, `guidance_scale` other than 1, `assistant_early_exit`,
-                `token_healing`, `cache_implementation="paged"`.
+                right-padded prompt (without a mask: one that ends in the padding token); an adapter with virtual tokens
+                before the prompt; a pivot argument has the wrong shape; a `connection_index` is no tensor of `(B,)`
+                integers, is out of range, or of a token in the cache; contrastive search, DoLa, group or constrained
+                beam search, `custom_generate`, `negative_prompt_ids`, `guidance_scale` other than 1,
+                `assistant_early_exit`, `token_healing`, `cache_implementation="paged"`.
+            RuntimeError: the prompt has run and nothing was connected.
 
         Example:
             >>> import torch
@@ -261,19 +183,43 @@ class PatchedCausalLM:
             )
         return super().generate_batch(*args, **kwargs)  # type: ignore[misc]
 
+    def load_adapter(self, peft_model_id: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """The stock method of transformers; the matrix and the options that a PEFT adapter carries come with it.
+
+        Args:
+            peft_model_id: folder or hub name of the adapter.
+            args: of the stock method.
+            kwargs: of the stock method.
+
+        Raises:
+            ValueError: the adapter was trained with other options than the model is patched with.
+        """
+        if "cc" not in self._modules:  # type: ignore[attr-defined]
+            self.__dict__[POSTPONED] = ((peft_model_id, *args), kwargs)  # cc_model.from_pretrained does it when patched
+            return None
+        carried = carried_by(peft_model_id, kwargs)
+        refuse_other_options(self.cc, carried)
+        result = super().load_adapter(peft_model_id, *args, **kwargs)  # type: ignore[misc]
+        put_carried(self.cc, carried)
+        return result
+
+    @_stock_when_unpatched
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, plain: bool = False, **kwargs: Any):
         """Save weights, Decision Maker, matrix and options, safetensors only; `cc_model.from_pretrained` reads them.
 
-        Stock `AutoModelForCausalLM` loads the directory as the plain model. An interrupted save leaves what was there.
+        Stock `AutoModelForCausalLM` loads the directory as the plain model. A save that fails or is interrupted leaves
+        what was there. Files that this save does not write stay, those of another `variant=` too.
 
         Args:
             save_directory: made when missing.
             args: `is_main_process` and `state_dict` of the stock method.
             plain: leave out everything of ours.
-            kwargs: of the stock method; with `push_to_hub=True` files are written in place, interrupted or not.
+            kwargs: of the stock method, without `distributed_checkpoint`.
 
         Raises:
-            ValueError: `save_directory` is a file.
+            ValueError: `save_directory` is a file, or keeps weights of another variant with other options;
+                `distributed_checkpoint=True`.
+            IsADirectoryError: a folder has the name of a file to be written.
             TypeError: more than three arguments by position.
 
         Example:

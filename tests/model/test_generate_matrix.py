@@ -118,7 +118,7 @@ REFUSED = {
     "orphan": ({"pivot_index": torch.tensor([1])}, "pivot_index: expected together with pivot_input_ids"),
     "pivot rows": (
         {"pivot_input_ids": torch.zeros(2, 3, dtype=torch.long)},
-        "pivot_input_ids: expected integers of shape",
+        "pivot_input_ids: expected shape",
     ),
     "pivot mask": (
         {"pivot_input_ids": torch.zeros(1, 3, dtype=torch.long), "pivot_attention_mask": torch.ones(1, 4)},

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from cc_kernels import use_backend
 from cc_model import CCConfig, fit_transform_matrix
-from cc_model.connection.state import mapped_bank
+from cc_model.connection.decision_maker import mapped_bank
 from cc_model.data.collator import ParallelCollator
 from cc_model.data.prompt_batches import prompt_batches
 from cc_model.forward.bank import captured_bank

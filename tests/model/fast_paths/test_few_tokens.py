@@ -16,7 +16,7 @@ from model_pairs import batch, pair
 from torch import nn
 from transformers import CompileConfig
 
-import cc_model.patching.causal_lm
+import cc_model.patching.decoder
 from cc_kernels import use_backend
 from cc_kernels.launch import HAS_TRITON, INTERPRETED
 from cc_kernels.ops.gate_up_swiglu import MOST_ROWS
@@ -37,13 +37,13 @@ LAYERS = 4
 def calls(monkeypatch):
     """The number of rows of each call of `gate_up_swiglu` by a model."""
     rows = []
-    stock = cc_model.patching.causal_lm.gate_up_swiglu
+    stock = cc_model.patching.decoder.gate_up_swiglu
 
     def counted(x, w_gate, w_up):
         rows.append(x.shape[0])
         return stock(x, w_gate, w_up)
 
-    monkeypatch.setattr(cc_model.patching.causal_lm, "gate_up_swiglu", counted)
+    monkeypatch.setattr(cc_model.patching.decoder, "gate_up_swiglu", counted)
     return rows
 
 
