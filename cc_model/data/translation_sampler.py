@@ -46,10 +46,10 @@ class TranslationSampler(Sampler[int]):
     """Every row once per epoch, in windows in which K translations of an English prompt follow each other.
 
     In each epoch the translations of a prompt are shuffled and cut into groups of K (the last one of a prompt may be
-    smaller; a row without an English prompt is a group of its own), and all groups are shuffled. They then fill windows
-    of `batch_size × batches` rows, the share of one process in one optimizer step, so that a group lies in one batch
-    where K divides the batch size, and else in one window: a group that would cross the end of a window makes room for
-    one that fits, and is cut only when none does.
+    smaller; a row without an English prompt is a group of its own), and all groups are shuffled. They then fill
+    windows, so that a group lies in one of them: a group that would cross the end of a window makes room for one that
+    fits, and is cut only when none does. A window is a batch where K divides the batch size, and else the
+    `batch_size × batches` rows of one process in one optimizer step.
 
     Accelerate gives batch j to process j mod `processes`; windows are written down accordingly. The order depends on
     `seed` and on the epoch alone, so it is the same in every process and after a resume.
@@ -104,7 +104,8 @@ class TranslationSampler(Sampler[int]):
                 raise ValueError(f"{name}: expected at least {least}, got {value}")
         if not len(keys):
             raise ValueError("keys: expected one for each of at least 1 row, got none")
-        self.translations, self.batch_size, self.batches, self.processes = translations, batch_size, batches, processes
+        self.translations, self.batch_size, self.processes = translations, batch_size, processes
+        self.window = batch_size if batch_size % translations == 0 else batch_size * batches
         self.seed, self.epoch = seed, 0
         found: dict[Hashable, list[int]] = {}
         for row, key in enumerate(keys):
@@ -123,13 +124,13 @@ class TranslationSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         """The rows of the epoch, in order."""
         generator = torch.Generator().manual_seed(_mixed(self.seed, self.epoch))
-        windows = _windows(self._groups(generator), self.batch_size * self.batches)
+        windows = _windows(self._groups(generator), self.window)
         whole = len(windows) // self.processes * self.processes
-        if whole and len(windows[whole - 1]) < self.batch_size * self.batches:
+        if whole and len(windows[whole - 1]) < self.window:
             whole -= self.processes  # the last window is not full, so neither is the step that holds it
         for start in range(0, whole, self.processes):
             step = windows[start : start + self.processes]
-            for batch in range(0, self.batch_size * self.batches, self.batch_size):
+            for batch in range(0, self.window, self.batch_size):
                 for window in step:
                     yield from window[batch : batch + self.batch_size]
         for window in windows[whole:]:
