@@ -277,6 +277,15 @@ def test_the_file_is_written_as_each_job_ends(tmp_path, program, listed, monkeyp
     assert [entry["state"] for entry in seen[1].values()] == ["done", "running"]
 
 
+def test_the_same_miniature_runs_once_in_a_smoke_test_only(tmp_path, program, listed, monkeypatch):
+    listed(job("one", "told record {folder}/record.json"), job("two", "told record {folder}/record.json"))
+    for smoke, states in ((["--smoke"], ["", "the miniature of one"]), ([], ["", ""])):
+        gpu.run_all(arguments(tmp_path, *smoke), {})
+        kept = json.loads((tmp_path / "out" / "gpu.json").read_text())["jobs"]
+        assert [entry.get("why", "") for entry in kept.values()] == states
+        assert {entry["state"] for entry in kept.values()} == {"done"}
+
+
 def test_a_run_that_is_told_to_stop_keeps_what_the_job_had(tmp_path, program, listed, monkeypatch):
     listed(job("one", "told record {folder}/record.json"), job("two", "told sleep {folder}/record.json"))
     stock, record = running._wait, tmp_path / "out" / "jobs" / "two" / "work" / "record.json"
