@@ -36,6 +36,24 @@ def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Ten
     return grad_gate.to(gate.dtype), (incoming * x * sigmoid).to(up.dtype)
 
 
+def geglu(gate: Tensor, up: Tensor, tanh: bool) -> Tensor:
+    """`gelu(gate) * up`, with the GELU of erf or its tanh approximation."""
+    wide = wide_dtype(gate.dtype)
+    return (F.gelu(gate.to(wide), approximate=_gelu_name(tanh)) * up.to(wide)).to(gate.dtype)
+
+
+def geglu_backward(grad: Tensor, gate: Tensor, up: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
+    """The gradients of gate and up."""
+    wide = wide_dtype(gate.dtype)
+    incoming, x = grad.to(wide), gate.to(wide)
+    grad_gate = torch.ops.aten.gelu_backward(incoming * up.to(wide), x, approximate=_gelu_name(tanh))
+    return grad_gate.to(gate.dtype), (incoming * F.gelu(x, approximate=_gelu_name(tanh))).to(up.dtype)
+
+
+def _gelu_name(tanh: bool) -> str:
+    return "tanh" if tanh else "none"
+
+
 def capture_rows(x: Tensor, rows: Tensor, assume_valid: bool = False) -> Tensor:
     """`out[k] = x[rows[k]]`, a zero row where `rows[k]` is −1."""
     if assume_valid:

@@ -11,18 +11,23 @@ from benchmarks.baselines.base import Batch, Mode, TwoForwards, Vanilla, random_
 from benchmarks.baselines.compiled import CompiledHooks, CompiledOurs, CompiledVanilla
 from benchmarks.baselines.hooks import Hooks
 from benchmarks.baselines.interventions import NNsight
-from benchmarks.baselines.ours import Ours
+from benchmarks.baselines.labelled import VanillaLossOnly, VanillaTRL
+from benchmarks.baselines.ours import Ours, OursPlain, OursUnshared
 from benchmarks.baselines.published import Published
 from benchmarks.measure.models import twin
 
 # Every way to train. A new one is a class and a line here.
 MODES: tuple[type[Mode], ...] = (
     Vanilla,
+    VanillaLossOnly,
+    VanillaTRL,
     TwoForwards,
     Published,
     Hooks,
     NNsight,
     Ours,
+    OursUnshared,
+    OursPlain,
     CompiledVanilla,
     CompiledHooks,
     CompiledOurs,

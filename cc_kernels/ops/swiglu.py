@@ -38,7 +38,7 @@ from cc_kernels.op import Op
 
 
 @jit()
-def _place(program, blocks_per_row, BLOCK: tl.constexpr):
+def place(program, blocks_per_row, BLOCK: tl.constexpr):
     """Row and first column of a program. One long row, the usual case, needs no division (`blocks_per_row` None)."""
     row = tl.zeros((), tl.int64)
     if blocks_per_row is not None:
@@ -59,7 +59,7 @@ def _swiglu_fwd_kernel(
     ARITHMETIC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row, start = _place(tl.program_id(0), blocks_per_row, BLOCK)
+    row, start = place(tl.program_id(0), blocks_per_row, BLOCK)
     offsets = tl.arange(0, BLOCK)  # [BLOCK]
     mask = offsets < columns - start
     gate = tl.load(gate_ptr + row * gate_stride + start + offsets, mask=mask, other=0.0).to(ARITHMETIC)
@@ -83,7 +83,7 @@ def _swiglu_bwd_kernel(
     ARITHMETIC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    row, start = _place(tl.program_id(0), blocks_per_row, BLOCK)
+    row, start = place(tl.program_id(0), blocks_per_row, BLOCK)
     offsets = tl.arange(0, BLOCK)  # [BLOCK]
     mask = offsets < columns - start
     grad = tl.load(grad_ptr + row * grad_stride + start + offsets, mask=mask, other=0.0).to(ARITHMETIC)
@@ -120,7 +120,7 @@ def swiglu_config(element_size: int, warp_size: int) -> SwigluConfig:
     return SwigluConfig(block=2 * num_warps * warp_size * vector, num_warps=num_warps)
 
 
-def _as_rows(*tensors: Tensor) -> tuple[list[Tensor], list[int], int, int]:
+def as_rows(*tensors: Tensor) -> tuple[list[Tensor], list[int], int, int]:
     """The tensors with a dense last axis, their row strides, rows and columns; one long row when all are contiguous."""
     if all(x.is_contiguous() for x in tensors):
         return list(tensors), [0] * len(tensors), 1, tensors[0].numel()
@@ -133,7 +133,7 @@ def _swiglu_forward(gate: Tensor, up: Tensor) -> Tensor:
     out = empty(gate, gate.shape)
     if out.numel() == 0:
         return out
-    (gate, up), (gate_stride, up_stride), rows, columns = _as_rows(gate, up)
+    (gate, up), (gate_stride, up_stride), rows, columns = as_rows(gate, up)
     config = swiglu_config(gate.element_size(), warp_size())
     blocks_per_row = blocks(columns, config.block)
     launch(
@@ -150,7 +150,7 @@ def _swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Te
     grad_gate, grad_up = empty(gate, gate.shape), empty(up, up.shape)
     if grad.numel() == 0:
         return grad_gate, grad_up
-    (grad, gate, up), (grad_stride, gate_stride, up_stride), rows, columns = _as_rows(grad, gate, up)
+    (grad, gate, up), (grad_stride, gate_stride, up_stride), rows, columns = as_rows(grad, gate, up)
     config = swiglu_config(gate.element_size(), warp_size())
     blocks_per_row = blocks(columns, config.block)
     launch(

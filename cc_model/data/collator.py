@@ -64,7 +64,7 @@ class ParallelCollator:
     `pivot_attention_mask` and `pivot_index` have P rows (P = 1 if there is none), and `pivot_row` `(B,)` says which one
     a row reads, −1 for none. With `loss_only` there are `loss_rows` `(K,)`: the flattened tokens whose next token has a
     label, then −1 up to a round number; a patched model in training runs head and loss on these alone. Either adds
-    `batch_shape` `(B, P, K, 0)`, which holds no number; by it the forward sees when something has cut the batch.
+    `batch_shape` `(B, N, P, K, 0)`, which holds no number; by it the forward sees when something has cut the batch.
 
     A row longer than `max_length` loses the end of its answer first, but not its first token, then the beginning of its
     prompt; so does a long pivot. Neither loses the connection index. `collator.truncated` counts such rows (in the

@@ -13,7 +13,7 @@ from cc_model.data.positions import flat_rows, in_range, last_tokens
 from cc_model.distributed import in_one_piece, without_wrappers
 from cc_model.forward.calls import Body, BodyOutput, PlainCall
 from cc_model.forward.passes import CapturePass, LayerSlot
-from cc_model.specs import unwrap
+from cc_model.specs import body_of, unwrap
 
 
 def capture_bank(
@@ -101,7 +101,7 @@ def captured_bank(model: Any, inner: Any, ids: Any, mask: Tensor | None, index: 
     ids = ids.to(to_body)
     call = BankCall(inner.cc_slots(), inner.cc.device_like(ids), index)
     if in_one_piece(inner):
-        inner.get_decoder()(input_ids=ids, attention_mask=mask, cc_call=call)
+        body_of(inner)(input_ids=ids, attention_mask=mask, return_dict=True, cc_call=call)
     else:
         model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1, cc_call=call)
     return call.bank, call.usable.to(call.device)

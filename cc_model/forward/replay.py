@@ -39,7 +39,7 @@ def connected_replay(
 
 def _replay(body: Any, named: dict[str, Any], rows: Tensor, update: Tensor) -> BodyOutput:
     injection = InjectPass(rows, update)
-    output = type(body).cc_stock_class.forward(body, **named, cc_pass=injection)
+    output = body.cc_stock(**named, cc_pass=injection)
     injection.check()
     return output
 
