@@ -27,6 +27,33 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return (F.silu(gate.to(wide)) * up.to(wide)).to(gate.dtype)
 
 
+def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of gate and up."""
+    wide = wide_dtype(gate.dtype)
+    incoming, x = grad.to(wide), gate.to(wide)
+    sigmoid = torch.sigmoid(x)
+    grad_gate = incoming * up.to(wide) * sigmoid * (1 + x * (1 - sigmoid))
+    return grad_gate.to(gate.dtype), (incoming * x * sigmoid).to(up.dtype)
+
+
+def geglu(gate: Tensor, up: Tensor, tanh: bool) -> Tensor:
+    """`gelu(gate) * up`, with the GELU of erf or its tanh approximation."""
+    wide = wide_dtype(gate.dtype)
+    return (F.gelu(gate.to(wide), approximate=_gelu_name(tanh)) * up.to(wide)).to(gate.dtype)
+
+
+def geglu_backward(grad: Tensor, gate: Tensor, up: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
+    """The gradients of gate and up."""
+    wide = wide_dtype(gate.dtype)
+    incoming, x = grad.to(wide), gate.to(wide)
+    grad_gate = torch.ops.aten.gelu_backward(incoming * up.to(wide), x, approximate=_gelu_name(tanh))
+    return grad_gate.to(gate.dtype), (incoming * F.gelu(x, approximate=_gelu_name(tanh))).to(up.dtype)
+
+
+def _gelu_name(tanh: bool) -> str:
+    return "tanh" if tanh else "none"
+
+
 def capture_rows(x: Tensor, rows: Tensor, assume_valid: bool = False) -> Tensor:
     """`out[k] = x[rows[k]]`, a zero row where `rows[k]` is −1."""
     if assume_valid:
@@ -40,6 +67,12 @@ def capture_rows(x: Tensor, rows: Tensor, assume_valid: bool = False) -> Tensor:
 def capture_rows_through(x: Tensor, rows: Tensor, assume_valid: bool = False) -> tuple[Tensor, Tensor]:
     """`x` itself, and `capture_rows(x, rows)`."""
     return x, capture_rows(x, rows, assume_valid)
+
+
+def capture_rows_backward(grad: Tensor, rows: Tensor, base: Tensor | None, length: int) -> Tensor:
+    """The gradient of x: `base`, zeros of `length` rows when None, with the rows of `grad` added."""
+    out = grad.new_zeros(length, grad.shape[1]) if base is None else base.clone()
+    return out if length == 0 else out.index_add_(0, rows.clamp(min=0), torch.where((rows >= 0)[:, None], grad, 0.0))
 
 
 def add_rows(x: Tensor, rows: Tensor, values: Tensor, inplace: bool = False) -> Tensor:
@@ -213,6 +246,62 @@ def connect(
     if bank.shape[1] == 0:  # nothing to read: every row is −1
         return read_bank(bank[:1], rows)[0], weights
     return _filled(_SelectRow.apply(bank, weights, index, reads.source, True), reads), weights
+
+
+def decision(
+    bank: Tensor,
+    embeds: Tensor,
+    weight: Tensor,
+    noise: Tensor | None,
+    temperature: float,
+    hard: bool,
+    bank_weight: Tensor | None,
+    with_update: bool,
+    rows: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What one operator returns for both: `connect`, the softmax when `hard`, and `mean_l V + e` when not folded."""
+    update, weights = connect(bank, embeds, weight, noise, temperature, hard, bank_weight, rows)
+    nothing = weights.new_empty(0)
+    soft = decide(bank, embeds, weight, noise, temperature, False, bank_weight, rows) if hard else nothing
+    vector = nothing
+    if bank_weight is None:
+        vector = read_bank(bank.to(weights.dtype).mean(0, keepdim=True), rows)[0] + embeds.to(weights.dtype)
+        vector = vector if rows is None else torch.where((rows >= 0)[:, None], vector, 0.0)
+    return update if with_update else update.new_empty(0), weights, soft, vector
+
+
+def decision_backward(
+    grad_update: Tensor | None,
+    grad_weights: Tensor | None,
+    bank: Tensor,
+    weight: Tensor,
+    weights: Tensor,
+    soft: Tensor,
+    vector: Tensor | None,
+    temperature: float,
+    want_bank: bool,
+    want_embeds: bool,
+    rows: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of logits, embeddings, bank and W, by the formulas of `ops.decision.backward`."""
+    wide, layers = weights.dtype, bank.shape[0]
+    total = torch.zeros_like(weights) if grad_weights is None else grad_weights.to(wide)
+    if grad_update is not None:
+        total = total + einsum(grad_update.to(wide), read_bank(bank.to(wide), rows), "k d, l k d -> k l")
+    grad_logits = soft * (total - (soft * total).sum(-1, keepdim=True)) / temperature
+    if rows is not None:
+        grad_logits = torch.where((rows >= 0)[:, None], grad_logits, 0.0)
+    grad_vector = grad_logits @ weight.to(wide)
+    grad_embeds = grad_vector.to(bank.dtype) if want_embeds else bank.new_empty(0)
+    grad_bank = bank.new_empty(0)
+    if want_bank:
+        each = (grad_vector / layers).expand(layers, *grad_vector.shape)
+        if grad_update is not None:
+            share = weights.T[:, :, None]
+            each = each + torch.where(share != 0, share * grad_update.to(wide), 0.0)
+        grad_bank = (each if rows is None else add_to_bank(each, rows, bank.shape[1])).to(bank.dtype).contiguous()
+    grad_weight = weight.new_empty(0) if vector is None else (grad_logits.T @ vector.to(wide)).to(weight.dtype)
+    return grad_logits, grad_embeds, grad_bank, grad_weight
 
 
 def transform_rows(values: Tensor, matrix: Tensor, layers: Tensor | None = None) -> Tensor:

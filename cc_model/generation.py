@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.generation.configuration_utils import GenerationMode
 
 from cc_model.compat import cache_of
+from cc_model.connection.adapters import has_virtual_tokens
 from cc_model.connection.notices import say_once
 from cc_model.data.columns import (
     BATCH_SHAPE,
@@ -21,6 +22,7 @@ from cc_model.data.columns import (
     has_pivots,
     refuse_orphans,
 )
+from cc_model.data.modalities import refuse_other_modalities
 
 logger = logging.getLogger("cc_model")
 
@@ -33,6 +35,9 @@ CONNECTING_MODES = frozenset(
         GenerationMode.ASSISTED_GENERATION,
     }
 )
+
+
+PACKED_BY = ("position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")  # by these a caller says that rows are packed
 
 
 class GenerationState:
@@ -61,7 +66,9 @@ class GenerationState:
         self.index = index
         self.first_index, self.last_index = bounds
         self.pivot = pivot
+        self.places_tokens = False  # whether the caller gives one of `PACKED_BY`
         self.compile_config: Any = None  # how transformers compiles the decode steps, once it has said so
+        self.connected = self.last_index < self.first_index  # no row wants a connection: there is nothing to miss
         self.done = False  # compiled decode steps read this flag only, not positions that differ from call to call
 
     def enter(self, length: int, cached: bool) -> int | None:
@@ -78,6 +85,15 @@ class GenerationState:
         self.done = self.position > self.last_index
         holds_index = start <= self.last_index and self.first_index < self.position
         return start if holds_index else None
+
+    def check_prefill(self) -> None:
+        """Raise when the prompt has run and nothing was connected; reads no tensor."""
+        if not self.connected:
+            raise RuntimeError(
+                "generate: expected a connection in the prompt, but the prompt has run without one: something replaced "
+                "prepare_inputs_for_generation of the model after patch_model, or gave it other tokens; call "
+                "unpatch_model and patch_model again, or wrap the call in cc_model.connection_disabled(model)"
+            )
 
     def local_index(self, window: int, rows: int) -> Tensor:
         """`(rows,)` connection index within the tokens that start at `window`; rows are repeated for beams."""
@@ -122,12 +138,16 @@ def connected_generate(model: Any, stock: Callable[..., Any], args: tuple[Any, .
     if not connection.enabled or not (has_pivot or (connection.simulates and not model.training)):
         return stock(*args, **kwargs)
     _refuse_unsupported_arguments(kwargs)
+    _refuse_virtual_tokens(model)
     state = _state(model, args, kwargs, index, pivot if has_pivot else None)
+    state.places_tokens = any(kwargs.get(name) is not None for name in PACKED_BY)
     previous, _running.generation = _running.generation, state
     try:
-        return stock(*args, **kwargs)
+        output = stock(*args, **kwargs)
     finally:
         _running.generation = previous
+    state.check_prefill()
+    return output
 
 
 def _state(
@@ -147,6 +167,8 @@ def _state(
             "attention_mask: expected left-padded prompts (padding_side='left'), got right padding: generated tokens "
             "would follow the padding and the connection"
         )
+    if mask is None and kwargs.get("inputs_embeds") is None and prompt is not None and given > 0:
+        _refuse_padding_at_the_end(model, prompt, kwargs)
     past = 0 if cache is None else int(cache.get_seq_length())
     english = _pivot_arguments(model, pivot, rows)
     end = mask.shape[1] if isinstance(mask, Tensor) and kwargs.get("inputs_embeds") is None else given
@@ -154,6 +176,23 @@ def _state(
         index = torch.full((rows,), end - 1, device=device)
         return GenerationState(model, past, index, (end - 1, end - 1), english)
     return GenerationState(model, past, *_given_index(index, rows, given, end, past), english)
+
+
+def _refuse_padding_at_the_end(model: Any, ids: Tensor, kwargs: dict[str, Any]) -> None:
+    """Raise for a prompt that ends in the padding token, when no mask says whether it is one."""
+    own = model.generation_config
+    sources = (kwargs.get("pad_token_id"), getattr(kwargs.get("generation_config"), "pad_token_id", None))
+    pad = next(
+        (x for x in (*sources, own.pad_token_id, getattr(model.config, "pad_token_id", None)) if x is not None), -1
+    )
+    padded = ids[:, -1] == int(pad)
+    if bool(padded.any()):
+        row = int(padded.int().argmax())
+        raise ValueError(
+            f"input_ids: expected left-padded prompts (padding_side='left'), got the padding token {int(pad)} at the "
+            f"end of row {row}, and no attention_mask; pass the tokenizer's attention_mask, of ones where the token "
+            "belongs to the prompt"
+        )
 
 
 def _given_index(index: Any, rows: int, given: int, end: int, past: int) -> tuple[Tensor, tuple[int, int]]:
@@ -188,12 +227,23 @@ def _pivot_arguments(model: Any, pivot: dict[str, Tensor | None] | None, rows: i
 
 
 def _refuse_unsupported_arguments(kwargs: dict[str, Any]) -> None:
-    """Arguments that lead away from the stock decoding loops."""
+    """Arguments that lead away from the stock decoding loops, or away from text."""
+    refuse_other_modalities(kwargs)
     for name, allowed in (("custom_generate", None), ("negative_prompt_ids", None)):
         if kwargs.get(name) is not allowed:
             raise ValueError(_refusal(name))
     if kwargs.get("cache_implementation") == "paged":
         raise ValueError(_refusal("cache_implementation='paged'"))
+
+
+def _refuse_virtual_tokens(model: Any) -> None:
+    """Raise for an adapter that puts virtual tokens before the prompt while it generates.
+
+    PEFT does so in a `prepare_inputs_for_generation` of its own, which it sets on the model for the time of the call.
+    """
+    wrapper = getattr(model.__dict__.get("prepare_inputs_for_generation"), "__self__", None)
+    if has_virtual_tokens(wrapper):
+        raise ValueError(_refusal("an adapter with virtual tokens before the prompt (prompt, prefix or p-tuning)"))
 
 
 def refuse_unsupported_mode(model: Any, mode: GenerationMode, generation_config: Any) -> None:

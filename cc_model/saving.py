@@ -1,5 +1,9 @@
 """Saving a patched model: safetensors, whole or not at all, and loadable as the plain model.
 
+A save replaces the files that it writes, and removes what is left of an earlier save of the same weights: shards, when
+they are one file now. Weights of another `variant=`, a base model's weights beside its adapter, and all other files of
+the folder stay.
+
 The Decision Maker and the matrix stand in the model's own weights under `cc.`, so that whatever saves and loads a state
 dict (Trainer, sharding, `load_state_dict`) keeps them. The options stand in `cc_config.json`.
 """
@@ -7,6 +11,8 @@ dict (Trainer, sharding, `load_state_dict`) keeps them. The options stand in `cc
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import os
 import re
 import shutil
@@ -15,13 +21,40 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from cc_model.compat import keys_ignored_at_inference
+from cc_model.config import CCConfig
+from cc_model.connection.adapters import adapter_copies
+
+logger = logging.getLogger("cc_model")
 
 CONFIG_FILE = "cc_config.json"
 PREFIX = "cc."
 IGNORED_AT_INFERENCE = "decision_weights"
 _STAGING = ".saving-"
-_WEIGHT_FILES = re.compile(r"^model(-\d{5}-of-\d{5})?\.safetensors$|^model\.safetensors\.index\.json$")
+ADAPTER_CONFIG = "adapter_config.json"
+_ONE_FILE = 2**62
+
+
+def weights_file(variant: str | None = None) -> str:
+    """The file of a model's weights, as transformers names it.
+
+    Example:
+        >>> weights_file("bf16")
+        'model.bf16.safetensors'
+    """
+    return f"model.{variant}.safetensors" if variant else "model.safetensors"
+
+
+def weights_index(variant: str | None = None) -> str:
+    """The index of a model's sharded weights, as transformers names it.
+
+    Example:
+        >>> weights_index("bf16")
+        'model.safetensors.index.bf16.json'
+    """
+    return f"model.safetensors.index.{variant}.json" if variant else "model.safetensors.index.json"
 
 
 def save(
@@ -35,7 +68,8 @@ def save(
     """`model.save_pretrained(directory)`: the stock files, the connection's weights and `cc_config.json`.
 
     The files are written to a folder beside their place and renamed, so that an interrupted save leaves the previous
-    checkpoint as it was. Only the main process does so; other processes call the stock method unchanged.
+    checkpoint as it was. Only the main process does so; other processes call the stock method unchanged. Of a model
+    with an adapter of transformers (`add_adapter`) the adapter alone is saved, as the stock method does.
 
     Args:
         model: the patched model.
@@ -51,6 +85,8 @@ def save(
     kwargs = {**dict(zip(("is_main_process", "state_dict"), args)), **kwargs}
     if len(args) > 2:
         raise TypeError("save_pretrained: expected further arguments by keyword, got more than three by position")
+    if kwargs.get("distributed_checkpoint"):
+        raise ValueError("distributed_checkpoint: expected False for a patched model, got True; gather the weights")
     is_main = kwargs.get("is_main_process", True)
     if plain:
         state = kwargs.get("state_dict")
@@ -59,52 +95,124 @@ def save(
     with _stock_config(model.config):
         if not is_main:
             return stock(directory, **kwargs)
-        if kwargs.get("push_to_hub"):  # the stock method uploads before it returns
-            with _options_in_the_upload(model, plain):
-                return stock(directory, **kwargs)
+        if getattr(model, "_hf_peft_config_loaded", False):  # transformers saves an active adapter, without its base
+            kwargs["max_shard_size"] = _ONE_FILE  # shards of it would take the index of the base's weights
+            if not plain and not adapter_copies(model.cc):
+                logger.warning(
+                    "save_pretrained: transformers saves the adapter alone, and it has no Decision Maker, so this save "
+                    "is without the connection; give the adapter modules_to_save=['decision_maker']"
+                )
         target.mkdir(parents=True, exist_ok=True)
         for abandoned in target.glob(f"{_STAGING}*"):  # of a save that was killed
             shutil.rmtree(abandoned, ignore_errors=True)
-        with tempfile.TemporaryDirectory(dir=target, prefix=_STAGING) as staging:
-            result = stock(staging, **kwargs)
-            _write_options(model, Path(staging), plain)
-            _move_into(Path(staging), target)
-    return result
+        with tempfile.TemporaryDirectory(dir=target, prefix=_STAGING) as made:
+            staging = Path(made) / "new"
+            staging.mkdir()
+            finish = functools.partial(_finish, model, staging, target, kwargs.get("variant"), plain)
+            if not kwargs.get("push_to_hub"):
+                result = stock(staging, **kwargs)
+                finish()
+                return result
+            kwargs.setdefault("repo_id", target.name)
+            with _upload_from(model, target, finish):  # the stock method uploads before it returns
+                return stock(staging, **kwargs)
+
+
+def _finish(model: Any, staging: Path, target: Path, variant: str | None, plain: bool) -> set[str]:
+    """Add the options to what the stock method wrote into `staging`, and move all of it; returns the names."""
+    weights = _of_one_save(variant)
+    written = {path.name for path in staging.iterdir()}
+    stale = []
+    if any(map(weights, written)):  # not an adapter's save
+        stale = [path for path in target.iterdir() if weights(path.name) and path.name not in written]
+        others = [path for path in target.glob("*.safetensors") if path.name not in written and path not in stale]
+        options, shared = target / CONFIG_FILE, any(map(_has_connection, others))
+        if not plain:
+            _refuse_other_options(model.cc.config, options, shared)
+            model.cc.config.to_json(staging / CONFIG_FILE)
+            written.add(CONFIG_FILE)
+        elif options.exists() and not shared:
+            stale.append(options)
+    _move_into(staging, target, stale)
+    return written
+
+
+def _refuse_other_options(config: CCConfig, options: Path, shared: bool) -> None:
+    """Raise when the folder keeps weights of another variant that were saved with other options than `config`."""
+    if shared and options.exists() and CCConfig.from_json(options) != config:
+        raise ValueError(
+            f"save_directory: expected a model with {CCConfig.from_json(options)}, as the weights of another variant "
+            f"in {options.parent} have, got one with {config}; a folder has one {CONFIG_FILE}, so save into another"
+        )
+
+
+def _of_one_save(variant: str | None) -> Callable[[str], bool]:
+    """Whether a file name is one of the weights of a save with `variant`: one file, or shards and their index."""
+    stem = re.escape(weights_file(variant).removesuffix(".safetensors"))
+    pattern = re.compile(rf"{stem}(-\d{{5}}-of-\d{{5}})?\.safetensors|{re.escape(weights_index(variant))}")
+    return lambda name: pattern.fullmatch(name) is not None
+
+
+def _has_connection(path: Path) -> bool:
+    """Whether a safetensors file holds weights of the connection; a file that cannot be read is taken to."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return any(name.startswith(PREFIX) for name in file.keys())  # noqa: SIM118
+    except (OSError, SafetensorError):
+        return True
+
+
+def _move_into(staging: Path, target: Path, stale: list[Path]) -> None:
+    """Rename every file of `staging` into `target` and drop the stale ones; after an error the folder is as it was."""
+    for path in staging.iterdir():
+        if (target / path.name).is_dir() or path.is_dir():
+            raise IsADirectoryError(f"save_directory: expected no folder named {path.name!r} in {target}, got one")
+    backup = staging.with_name("old")
+    backup.mkdir()
+    replaced: list[tuple[Path, bool]] = []
+    try:
+        for path in sorted(staging.iterdir()):
+            destination = target / path.name
+            replaced.append((destination, _keep(destination, backup)))
+            os.replace(path, destination)
+        for path in stale:
+            replaced.append((path, _keep(path, backup)))
+            path.unlink()
+    except BaseException:
+        for destination, existed in replaced:
+            if existed:
+                os.replace(backup / destination.name, destination)
+            else:
+                destination.unlink(missing_ok=True)
+        raise
+
+
+def _keep(path: Path, backup: Path) -> bool:
+    """Keep a second name of `path` in `backup`, or a copy where the file system has no links; whether it exists."""
+    if not path.exists():
+        return False
+    try:
+        os.link(path, backup / path.name)
+    except OSError:
+        shutil.copy2(path, backup / path.name)
+    return True
 
 
 @contextlib.contextmanager
-def _options_in_the_upload(model: Any, plain: bool) -> Iterator[None]:
-    """Write `cc_config.json` before the files that a save has changed are uploaded."""
+def _upload_from(model: Any, target: Path, finish: Callable[[], set[str]]) -> Iterator[None]:
+    """Finish the save before the stock method uploads, and let it upload from `target` what the save has written."""
     upload = model._upload_modified_files
 
-    def with_options(working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
-        _write_options(model, Path(working_dir), plain)
-        return upload(working_dir, *args, **kwargs)
+    def finished(working_dir: Any, repo_id: str, files_timestamps: Any, *args: Any, **kwargs: Any) -> Any:
+        written = finish()
+        others = {path.name: float("inf") for path in target.iterdir() if path.name not in written}
+        return upload(target, repo_id, others, *args, **kwargs)
 
-    model._upload_modified_files = with_options
+    model._upload_modified_files = finished
     try:
         yield
     finally:
         del model._upload_modified_files
-
-
-def _write_options(model: Any, directory: Path, plain: bool) -> None:
-    if not plain:
-        model.cc.config.to_json(directory / CONFIG_FILE)
-
-
-def _move_into(staging: Path, target: Path) -> None:
-    """Rename every file of `staging` into `target`, then drop what an earlier save left and this one did not write."""
-    written = {path.name for path in staging.iterdir()}
-    for path in sorted(staging.iterdir()):
-        destination = target / path.name
-        if destination.is_dir():
-            shutil.rmtree(destination)
-        os.replace(path, destination)
-    for path in target.iterdir():
-        stale = _WEIGHT_FILES.match(path.name) or path.name == CONFIG_FILE
-        if stale and path.name not in written:
-            path.unlink()
 
 
 @contextlib.contextmanager

@@ -10,6 +10,8 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from cc_model.compat import CACHE
+from cc_model.connection.adapters import has_virtual_tokens
+from cc_model.connection.state import is_connected
 
 
 class ChoiceScore(NamedTuple):
@@ -46,7 +48,8 @@ def score_choices(
         For each prompt the scores of its choices. Logits are reduced in fp32.
 
     Raises:
-        ValueError: the model is in training mode, a prompt or a choice is empty, or the lengths of the lists differ.
+        ValueError: the model is in training mode, a prompt or a choice is empty, or the lengths of the lists differ;
+            an adapter puts virtual tokens before the prompts.
 
     Memory: the logits `(R, C − 1, vocabulary)` and R copies of the cache, for R choices in all of at most C tokens;
     nothing of it when every choice is one token. The caller chooses how many prompts to score at a time.
@@ -62,6 +65,8 @@ def score_choices(
     """
     _check(model, prompts, choices, connection_index)
     device = model.device
+    if connection_index is None and is_connected(model):
+        connection_index = [len(prompt) - 1 for prompt in prompts]
     inputs, lengths = _left_padded(prompts, connection_index, device)
     flat = [choice for row in choices for choice in row]
     longer = max(map(len, flat)) > 1
@@ -124,6 +129,8 @@ def _scored(logits: Tensor, targets: Tensor, real: Tensor) -> tuple[Tensor, Tens
 def _check(model: Any, prompts: Any, choices: Any, connection_index: Any) -> None:
     if model.training:
         raise ValueError("model: expected evaluation mode, got training mode; call model.eval()")
+    if has_virtual_tokens(model):
+        raise ValueError("model: expected no virtual tokens before the prompts, got an adapter that adds them")
     if not prompts or len(choices) != len(prompts):
         raise ValueError(f"choices: expected one list for each of at least 1 prompt, got {len(choices)}/{len(prompts)}")
     if connection_index is not None and len(connection_index) != len(prompts):

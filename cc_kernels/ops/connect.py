@@ -18,8 +18,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from cc_kernels import reference
-from cc_kernels.backend import choose
+from cc_kernels.op import Op
 from cc_kernels.ops.decide import check_decision
+from cc_kernels.ops.decision import operator
+
+_op = Op("connect", check_decision, reference.connect, operator.connect_launches)
 
 
 def connect(
@@ -69,8 +72,7 @@ def connect(
         tensor([[0., 0.],
                 [0., 1.]])
     """
-    check_decision(bank, embeds, weight, noise, temperature, bank_weight, rows)
-    return choose("connect", bank, reference.connect)(bank, embeds, weight, noise, temperature, hard, bank_weight, rows)
+    return _op(bank, embeds, weight, noise, temperature, hard, bank_weight, rows)
 
 
 __all__ = ["connect"]

@@ -16,9 +16,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from cc_kernels import reference
-from cc_kernels.backend import choose
 from cc_kernels.checks import check_device, check_float, check_rows, check_same, check_shape
-from cc_kernels.ops.decision import operator  # noqa: F401  (registers the Triton implementation of decide and connect)
+from cc_kernels.op import Op
+from cc_kernels.ops.decision import operator
 
 
 def check_decision(
@@ -27,6 +27,7 @@ def check_decision(
     weight: Tensor,
     noise: Tensor | None,
     temperature: float,
+    hard: bool,
     bank_weight: Tensor | None,
     rows: Tensor | None,
 ) -> None:
@@ -52,6 +53,9 @@ def check_decision(
         check_device("bank_weight", bank_weight, "bank", bank)
     if not temperature > 0:
         raise ValueError(f"temperature: expected a number above 0, got {temperature!r}")
+
+
+_op = Op("decide", check_decision, reference.decide, operator.decide_launches)
 
 
 def decide(
@@ -104,8 +108,7 @@ def decide(
                 [0., 0.],
                 [0., 1.]])
     """
-    check_decision(bank, embeds, weight, noise, temperature, bank_weight, rows)
-    return choose("decide", bank, reference.decide)(bank, embeds, weight, noise, temperature, hard, bank_weight, rows)
+    return _op(bank, embeds, weight, noise, temperature, hard, bank_weight, rows)
 
 
 __all__ = ["decide"]

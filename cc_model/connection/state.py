@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,24 @@ from cc_model.config import CCConfig
 from cc_model.connection.adapters import carry, take_carried
 from cc_model.connection.decision_maker import DecisionMaker
 from cc_model.connection.notices import notices_of
+
+
+class _Switch(threading.local):
+    """How many `connection_disabled` blocks the running thread is inside of.
+
+    torch.compile reads the attribute of a thread-local object in the thread that runs the compiled code; it cannot read
+    a context variable.
+
+    Args:
+        depth: where a thread begins that has not entered a block yet.
+    """
+
+    def __init__(self, depth: int = 0) -> None:
+        self.depth = depth
+
+    def __reduce__(self) -> Any:
+        """A copy of a model, and a pickled one, is inside of no block."""
+        return type(self), ()
 
 
 class CrossLingualConnection(nn.Module):
@@ -29,11 +48,22 @@ class CrossLingualConnection(nn.Module):
     def __init__(self, config: CCConfig, num_layers: int, hidden_size: int, std: float, device: Any, dtype: Any):
         super().__init__()
         self.config = config
-        self.enabled = True
+        self._switch = _Switch()
         self.decision_maker = DecisionMaker(num_layers, hidden_size, std, device, dtype)
         self.register_buffer("transform_matrix", None)
         self.register_buffer("transform_bias", None)
         self.num_layers, self.hidden_size = num_layers, hidden_size
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the running thread is outside of every `connection_disabled` block of this model."""
+        return self._switch.depth == 0
+
+    def _replicate_for_data_parallel(self) -> CrossLingualConnection:
+        """A replica runs in a thread of its own: it begins inside of the blocks of the thread that makes it."""
+        replica = super()._replicate_for_data_parallel()
+        replica.__dict__["_switch"] = _Switch(self._switch.depth)
+        return replica
 
     @property
     def simulates(self) -> bool:
@@ -118,8 +148,9 @@ class CrossLingualConnection(nn.Module):
 def connection_disabled(model: nn.Module) -> Iterator[nn.Module]:
     """Inside the `with` block `model` is the plain model: no connection in training, evaluation or generation.
 
-    This is a switch of the model, so that it holds for all threads of the process. At the end of the block the previous
-    state comes back, also after an exception; blocks of several threads must therefore not overlap in time.
+    The block holds for the thread that enters it. Other threads connect meanwhile, unless they are inside blocks of
+    their own. Blocks may be nested and may overlap in time. A thread that is started inside the block is outside of it:
+    the function that the thread runs has to enter the block. Replicas of `nn.DataParallel` follow the calling thread.
 
     Args:
         model: a patched model, also inside wrappers (PEFT, DDP).
@@ -140,12 +171,12 @@ def connection_disabled(model: nn.Module) -> Iterator[nn.Module]:
         >>> model.cc.enabled
         True
     """
-    connection = connection_of(model)
-    previous, connection.enabled = connection.enabled, False
+    switch = connection_of(model)._switch
+    switch.depth += 1
     try:
         yield model
     finally:
-        connection.enabled = previous
+        switch.depth -= 1
 
 
 def connection_of(model: nn.Module) -> CrossLingualConnection:
@@ -156,4 +187,9 @@ def connection_of(model: nn.Module) -> CrossLingualConnection:
     raise ValueError(f"model: expected a patched model, got {type(model).__name__}; call patch_model(model) first")
 
 
-__all__ = ["CrossLingualConnection", "connection_disabled", "connection_of"]
+def is_connected(model: nn.Module) -> bool:
+    """Whether `model`, or a model inside its wrappers, is patched."""
+    return any(isinstance(module, CrossLingualConnection) for module in model.modules())
+
+
+__all__ = ["CrossLingualConnection", "connection_disabled", "connection_of", "is_connected"]

@@ -19,6 +19,14 @@ def padded(rows: list[list[int]], fill: int, width: int, left: bool) -> Tensor:
     return torch.tensor(made, dtype=torch.int64)
 
 
+def stacked(rows: list[list[int]], fill: int, multiple: int | None, left: bool) -> tuple[Tensor, Tensor, list[int]]:
+    """Ids and mask `(B, T)`, with T rounded up to a multiple, and where each row starts."""
+    step = multiple or 1
+    width = -(-max(1, *map(len, rows)) // step) * step
+    mask = padded([[1] * len(row) for row in rows], 0, width, left)
+    return padded(rows, fill, width, left), mask, [width - len(row) if left else 0 for row in rows]
+
+
 def loss_rows(labels: Tensor) -> Tensor:
     """`(K,)`: the flattened tokens of `labels` `(B, T)` whose next token has a label, then −1.
 
@@ -41,4 +49,4 @@ def with_shape(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**batch, BATCH_SHAPE: torch.empty((*counted, labelled, 0), dtype=torch.int64)}
 
 
-__all__ = ["loss_rows", "padded", "with_shape"]
+__all__ = ["loss_rows", "padded", "stacked", "with_shape"]

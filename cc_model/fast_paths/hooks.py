@@ -35,8 +35,8 @@ def call_is_observed(attributes: dict[str, Any]) -> bool:
 
 def owns_output(block: Any) -> bool:
     """Whether nobody else holds the output of a feed-forward block; a forward hook or an adapter may have kept it."""
-    names = block.cc_fused
-    down = getattr(block, names[2]) if names is not None else None
+    fused = getattr(block, "cc_fused", None)
+    down = getattr(block, fused.down) if fused is not None else None
     if type(down) is not nn.Linear or "forward" in down.__dict__ or "forward" in block.__dict__:
         return False
     # A hook on the backward makes the output a view, which autograd does not let anyone write to.

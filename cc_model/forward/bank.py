@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from cc_model.data.columns import PIVOT_COLUMNS, PivotBank, check_connection_arguments
 from cc_model.data.positions import flat_rows, in_range, last_tokens
 from cc_model.distributed import in_one_piece, without_wrappers
-from cc_model.forward.calls import Body, PlainCall, hidden_of
+from cc_model.forward.calls import Body, BodyOutput, PlainCall
 from cc_model.forward.passes import CapturePass, LayerSlot
-from cc_model.specs import unwrap
+from cc_model.specs import body_of, unwrap
 
 
 def capture_bank(
@@ -25,7 +24,7 @@ def capture_bank(
     ids: Tensor,
     mask: Tensor | None,
     index: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, BodyOutput]:
     """Run the decoder body, without the head, and capture one token of each row.
 
     Args:
@@ -38,8 +37,8 @@ def capture_bank(
         index: `(B,)` or None for the last attended token.
 
     Returns:
-        The bank `(L, B, d)`; which rows are usable `(B,)`, that is, have an attended token and an index in range (the
-        others hold finite numbers without meaning); a result of the pass `(B, S, d)`, without meaning.
+        The bank `(L, B, d)`; which rows are usable `(B,)`, None: all, that is, have an attended token and an index in
+        range (the others hold finite numbers without meaning); the body's output, whose hidden states have no meaning.
     """
     usable, tokens = captured_tokens(ids, mask, index)
     if mask is not None:
@@ -54,12 +53,14 @@ def capture_bank(
         output_attentions=False,
         cc_pass=capture,
     )
-    return capture.collect(device), usable, hidden_of(output)
+    return capture.collect(device), usable, output
 
 
-def captured_tokens(ids: Tensor, mask: Tensor | None, index: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Which rows of `capture_bank`'s arguments are usable `(B,)`, and the captured tokens, flat, `(B,)`."""
+def captured_tokens(ids: Tensor, mask: Tensor | None, index: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    """Which rows of `capture_bank`'s arguments are usable `(B,)`, None: all; and the captured tokens, flat, `(B,)`."""
     rows, length = ids.shape
+    if mask is None and index is None:
+        return None, torch.arange(length - 1, rows * length, length, device=ids.device)
     last = last_tokens(mask, rows, length, ids.device)
     usable = last >= 0
     if index is None:
@@ -78,12 +79,13 @@ class BankCall(PlainCall):
         self.device = device
         self.index = index
 
-    def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BaseModelOutputWithPast:
+    def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BodyOutput:
         """`capture_bank` with the stock forward of the decoder body."""
         ids, mask = named["input_ids"], named["attention_mask"]
         index = None if self.index is None else self.index.to(ids.device)
-        self.bank, self.usable, hidden = capture_bank(body, stock, self.slots, self.device, ids, mask, index)
-        return BaseModelOutputWithPast(last_hidden_state=hidden)
+        self.bank, usable, output = capture_bank(body, stock, self.slots, self.device, ids, mask, index)
+        self.usable = torch.ones(len(ids), dtype=torch.bool, device=ids.device) if usable is None else usable
+        return output
 
 
 def captured_bank(model: Any, inner: Any, ids: Any, mask: Tensor | None, index: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -102,7 +104,7 @@ def captured_bank(model: Any, inner: Any, ids: Any, mask: Tensor | None, index: 
     ids = ids.to(to_body)
     call = BankCall(inner.cc_slots(), inner.cc.device_like(ids), index)
     if in_one_piece(inner):
-        inner.get_decoder()(input_ids=ids, attention_mask=mask, cc_call=call)
+        body_of(inner)(input_ids=ids, attention_mask=mask, return_dict=True, cc_call=call)
     else:
         model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1, cc_call=call)
     return call.bank, call.usable.to(call.device)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import ModelOutput
 
 from cc_kernels import capture_rows
 from cc_model.connection.state import CrossLingualConnection
@@ -19,7 +19,10 @@ from cc_model.data.positions import last_tokens
 from cc_model.forward.head import SHIFTED
 from cc_model.forward.passes import LayerSlot
 
-Body = Callable[..., BaseModelOutputWithPast]
+BodyOutput = ModelOutput
+"""What a decoder body returns: an output class of its architecture's own, with `last_hidden_state` and a cache."""
+
+Body = Callable[..., BodyOutput]
 """The stock forward of the decoder body; `cc_pass` in its keyword arguments reaches every layer."""
 
 
@@ -32,15 +35,15 @@ class PlainCall:
 
     loss_rows: Tensor | None = None
 
-    def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BaseModelOutputWithPast:
+    def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BodyOutput:
         """The stock forward."""
         return stock(**named)
 
-    def result(self, body: Any, stock: Body, named: dict[str, Any]) -> BaseModelOutputWithPast:
+    def result(self, body: Any, stock: Body, named: dict[str, Any]) -> BodyOutput:
         """What `run` returns, with the last hidden state `(1, K, d)` where head and loss read K tokens alone."""
         if self.loss_rows is None:
             return self.run(body, stock, named)
-        named.pop(SHIFTED, None)  # meant for the loss; a head of TRL takes it out itself
+        named.pop(SHIFTED, None)  # meant for the loss; some families and a head of TRL take it out themselves
         output = self.run(body, stock, named)
         hidden = flatten(hidden_of(output))
         output.last_hidden_state = capture_rows(hidden, self.loss_rows.to(hidden.device))[None]
@@ -53,6 +56,7 @@ class ConnectedCall(PlainCall):
     Args:
         connection: the model's `cc` module.
         slots: the slots of all layers.
+        shape: (B, T) of the tokens.
         index: `(B,)` connection index within the tokens of this call; None for the last attended token.
         noise: Gumbel noise `(B, L)`; None draws it in training and decides without noise otherwise.
     """
@@ -61,21 +65,24 @@ class ConnectedCall(PlainCall):
         self,
         connection: CrossLingualConnection,
         slots: list[LayerSlot],
+        shape: tuple[int, int],
         index: Tensor | None = None,
         noise: Tensor | None = None,
     ) -> None:
         self.connection = connection
         self.slots = slots
+        self.rows, self.length = shape
         self.index = index
         self.noise = noise
         self.decision_weights: Tensor | None = None
 
-    def connection_index(self, named: dict[str, Any], rows: int, length: int, device: torch.device) -> Tensor:
+    def connection_index(self, named: dict[str, Any], device: torch.device) -> Tensor:
         """`(B,)` on `device`: the given index, or the last attended token."""
         if self.index is not None:
             return self.index.to(device)
         mask = named.get("attention_mask")
-        return last_tokens(mask if isinstance(mask, Tensor) and mask.ndim == 2 else None, rows, length, device)
+        mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        return last_tokens(mask, self.rows, self.length, device)
 
     def decide(self, bank: Tensor, embeds: Tensor, rows: Tensor, **transform: Tensor | None) -> Tensor:
         """The update `(B, d)`; `decision_weights` `(B, L)` are kept, with zeros for rows that are skipped.
@@ -102,15 +109,27 @@ def token_embeddings(body: Any, named: dict[str, Any]) -> Tensor:
     return embeds if embeds is not None else body.get_input_embeddings()(named["input_ids"])
 
 
+def with_embeddings(body: Any, named: dict[str, Any], embeds: Tensor) -> dict[str, Any]:
+    """The call with `embeds` in the place of its ids.
+
+    Gemma 4 reads a second embedding, of each layer, by the ids, and would search them in `embeds` otherwise.
+    """
+    given = {**named, "input_ids": None, "inputs_embeds": embeds}
+    text = getattr(body, "language_model", body)
+    ids = named.get("input_ids")
+    if ids is not None and getattr(text, "hidden_size_per_layer_input", None):
+        given["per_layer_inputs"] = text.get_per_layer_inputs(ids, None)
+    return given
+
+
 def flatten(hidden: Tensor) -> Tensor:
     """`(B, T, d)` as `(B * T, d)`."""
     return hidden.reshape(-1, hidden.shape[-1])
 
 
-def hidden_of(output: BaseModelOutputWithPast) -> Tensor:
+def hidden_of(output: BodyOutput) -> Tensor:
     """The last hidden state `(B, T, d)`, which the decoder body always returns."""
-    assert output.last_hidden_state is not None
-    return output.last_hidden_state
+    return output["last_hidden_state"]
 
 
 def asks_for(name: str, body: Any, named: dict[str, Any]) -> bool:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from cc_kernels import capture_rows
 from cc_model.compat import with_cache
@@ -23,7 +22,16 @@ from cc_model.connection.state import CrossLingualConnection
 from cc_model.data.columns import PivotBank
 from cc_model.data.positions import in_range, located, mark_skipped
 from cc_model.forward.bank import capture_bank, captured_tokens
-from cc_model.forward.calls import Body, ConnectedCall, flatten, input_shape, token_embeddings
+from cc_model.forward.calls import (
+    Body,
+    BodyOutput,
+    ConnectedCall,
+    flatten,
+    hidden_of,
+    token_embeddings,
+    with_embeddings,
+)
+from cc_model.forward.masks import with_ready_mask
 from cc_model.forward.passes import CapturePass, InjectPass, LayerSlot
 from cc_model.forward.reentrant import carried, uses_reentrant_checkpointing
 
@@ -40,11 +48,12 @@ class PivotCall(ConnectedCall):
         self,
         connection: CrossLingualConnection,
         slots: list[LayerSlot],
+        shape: tuple[int, int],
         pivots: dict[str, Any],
         packed: bool = False,
         **shared: Any,
     ) -> None:
-        super().__init__(connection, slots, **shared)
+        super().__init__(connection, slots, shape, **shared)
         self.pivot_ids: Any = pivots.get("pivot_input_ids")
         self.pivot_mask, self.pivot_index = pivots.get("pivot_attention_mask"), pivots.get("pivot_index")
         self.pivot_row = pivots.get("pivot_row")
@@ -52,43 +61,44 @@ class PivotCall(ConnectedCall):
         self.given_bank: Any = PivotBank(bank, None) if isinstance(bank, Tensor) else bank
         self.packed = packed
 
-    def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BaseModelOutputWithPast:
+    def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BodyOutput:
         """Pivot pass, decision, main pass with the connection."""
-        rows, length = input_shape(named)
         config, training = self.connection.config, self.connection.training
         share = config.simulated_share if training else 0.0
-        bank, usable = self.pivot_bank(body, stock) if share < 1 else (None, self.usable())
         if self.packed:
             named = {**named, "use_cache": False}  # with a cache the stock model ignores that positions restart
         # One lookup serves both the decision and the main pass, so that the embedding gets one dense gradient, not two.
         embeds = token_embeddings(body, named)
-        index = self.connection_index(named, rows, length, embeds.device)
-        tokens, in_row = self.located(index, rows, length)
+        main = with_ready_mask(body, named, embeds)
+        bank, usable = self.pivot_bank(body, stock) if share < 1 else (None, self.usable())
+        index = self.connection_index(named, embeds.device)
         source, has_pivot = self.source(usable, index)
-        keep = in_row & has_pivot
+        tokens, in_row = self.located(index)
+        keep = in_row if has_pivot is None else in_row & has_pivot
         if training and config.connection_dropout > 0:
             keep = keep & (torch.rand(keep.shape, device=keep.device) >= config.connection_dropout)
         skip = ~keep
         if share > 0:
             bank, source = self.with_simulated(bank, source, body, stock, named, tokens, share)
         assert bank is not None
-        row_embeds = capture_rows(flatten(embeds), tokens, assume_valid=True)
-        update = self.decide(bank, row_embeds, mark_skipped(source, skip))
+        source, added_at = mark_skipped(source, skip), mark_skipped(tokens, skip)
+        update = self.decide(bank, capture_rows(flatten(embeds), tokens, assume_valid=True), source)
         if uses_reentrant_checkpointing(body) and update.requires_grad:
             embeds, update = carried(embeds, update)
-        injection = InjectPass(mark_skipped(tokens, skip), update)
-        output = stock(**{**named, "input_ids": None, "inputs_embeds": embeds}, cc_pass=injection)
+        injection = InjectPass(added_at, update)
+        output = stock(**with_embeddings(body, main, embeds), cc_pass=injection)
         injection.check()
         return output
 
-    def located(self, index: Tensor, rows: int, length: int) -> tuple[Tensor, Tensor]:
+    def located(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """The connected tokens in the flattened `(B * T)` axis, and which of them are in range."""
         if self.packed:  # flat already
-            return index.clamp(0, rows * length - 1), in_range(index, rows * length)
-        return located(index, length)
+            count = self.rows * self.length
+            return index.clamp(0, count - 1), in_range(index, count)
+        return located(index, self.length)
 
-    def source(self, usable: Tensor | None, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The row of the bank that each row reads `(B,)`, and whether that is a pivot `(B,)`.
+    def source(self, usable: Tensor | None, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The row of the bank that each row reads `(B,)`, and whether that is a pivot `(B,)`; None: all are.
 
         Args:
             usable: `(P,)` which rows of the bank are pivots; None: all.
@@ -102,10 +112,11 @@ class PivotCall(ConnectedCall):
             has_pivot = in_range(source, pivots)
             if usable is not None and pivots > 0:
                 has_pivot = has_pivot & usable.to(device)[source.clamp(0, pivots - 1)]
-        has_pivot = torch.ones_like(source, dtype=torch.bool) if has_pivot is None else has_pivot.to(device)
+        has_pivot = None if has_pivot is None else has_pivot.to(device)
         repeats = count // max(source.shape[0], 1)
         if repeats > 1:
-            source, has_pivot = source.repeat_interleave(repeats), has_pivot.repeat_interleave(repeats)
+            source = source.repeat_interleave(repeats)
+            has_pivot = None if has_pivot is None else has_pivot.repeat_interleave(repeats)
         return source, has_pivot
 
     @property
@@ -123,11 +134,11 @@ class PivotCall(ConnectedCall):
         with_grad = torch.is_grad_enabled() and self.connection.config.pivot_grad
         with torch.set_grad_enabled(with_grad):
             pivot = (self.pivot_ids, self.pivot_mask, self.pivot_index)
-            bank, usable, hidden = capture_bank(body, stock, self.slots, device, *pivot)
+            bank, usable, output = capture_bank(body, stock, self.slots, device, *pivot)
             if with_grad:
                 self.refuse_lost_gradient(bank, body)
                 # Sharded wrappers unshard in a backward hook of the pass's result, which the bank alone never reaches.
-                bank = bank + hidden[:, :0].sum().to(device=device, dtype=bank.dtype)
+                bank = bank + hidden_of(output)[:, :0].sum().to(device=device, dtype=bank.dtype)
         return bank, usable
 
     def taken_bank(self) -> tuple[Tensor, Tensor | None]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import nn
 
-from cc_model.connection.adapters import MODULE, OPTIONS, unpack_options
+from cc_model.connection.adapters import HUB_OPTIONS, MODULE, OPTIONS, unpack_options
 from cc_model.patching.patch import patch_model
 
 
@@ -55,13 +55,14 @@ def load_adapter(base: nn.Module, directory: str | os.PathLike[str], **peft_kwar
     from peft import PeftModel
     from peft.utils import load_peft_weights
 
-    hub = {name: peft_kwargs[name] for name in ("revision", "cache_dir", "token", "subfolder") if name in peft_kwargs}
+    hub = {name: peft_kwargs[name] for name in HUB_OPTIONS if name in peft_kwargs}
     weights = load_peft_weights(os.fspath(directory), device="cpu", **hub)
     packed = [value for name, value in weights.items() if name.endswith(f"cc.{MODULE}.{OPTIONS}")]
     if not packed:
         raise ValueError(
-            f"directory: expected an adapter with a connection in {os.fspath(directory)}, got one without; call "
-            "patch_model(base) and PeftModel.from_pretrained(base, directory)"
+            f"directory: expected an adapter with a connection in {os.fspath(directory)}, got one without. If the "
+            "base was saved with a connection: PeftModel.from_pretrained(cc_model.from_pretrained(base), directory); a "
+            "new connection, not trained and without a matrix: patch_model(PeftModel.from_pretrained(base, directory))"
         )
     return PeftModel.from_pretrained(patch_model(base, unpack_options(packed[0])), os.fspath(directory), **peft_kwargs)
 

@@ -6,39 +6,43 @@ call, its decoder body (`cc_model.patching.decoder`) runs it.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
 from transformers.generation import CompileConfig, GenerationMixin
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from cc_model.connection.adapters import carried_by, put_carried, refuse_other_options
 from cc_model.forward.calls import ConnectedCall
 from cc_model.forward.passes import LayerSlot
 from cc_model.forward.plan import GENERATION_STEP, plan
 from cc_model.generation import connected_generate, current_generation, refuse_unsupported_mode
+from cc_model.patching.decoder import beside
+from cc_model.patching.outputs import connected_output
 from cc_model.saving import save
-from cc_model.specs import layers_of, spec_of
+from cc_model.specs import addend_of, layers_of, spec_of
+
+POSTPONED = "_cc_postponed_adapter"
 
 
-@dataclass
-class ConnectedCausalLMOutput(CausalLMOutputWithPast):
-    """The stock output plus `decision_weights` `(B, L)`, all zero for a row without a connection."""
+def _stock_when_unpatched(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that others keep bound (PEFT does): after `unpatch_model` it is the stock one of the same name."""
 
-    decision_weights: Tensor | None = None
+    @functools.wraps(method)
+    def bound(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self, PatchedCausalLM):
+            return method(self, *args, **kwargs)
+        return getattr(type(self), method.__name__)(self, *args, **kwargs)
 
-
-_OUTPUT_FIELDS = {field.name for field in dataclasses.fields(ConnectedCausalLMOutput)}
+    return bound
 
 
 class PatchedCausalLM:
     """The patched model: the connected forward, `generate` and `save_pretrained`."""
 
     cc_arguments: tuple[str, ...]
+    cc_hands_on: bool
     cc: Any
     config: Any
 
@@ -52,12 +56,12 @@ class PatchedCausalLM:
 
     def _cc_run(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if "cc_call" in kwargs:  # planned by the caller
-            return inner(*args, **kwargs)
+            return self._cc_hand_on(inner, kwargs.pop("cc_call"), args, kwargs)
         if len(args) > len(self.cc_arguments):
             raise TypeError(f"forward: expected at most {len(self.cc_arguments)} positional arguments, got {len(args)}")
         named = dict(zip(self.cc_arguments, args), **kwargs)
         call = plan(self, named)
-        output = inner(**named, cc_call=call)
+        output = self._cc_hand_on(inner, call, (), named)
         if not isinstance(call, ConnectedCall):
             return output
         if call.decision_weights is None:
@@ -67,11 +71,19 @@ class PatchedCausalLM:
             )
         if isinstance(output, tuple):
             return (*output, call.decision_weights)
-        if set(output.keys()) <= _OUTPUT_FIELDS:
-            return ConnectedCausalLMOutput(**output, decision_weights=call.decision_weights)
-        output["decision_weights"] = call.decision_weights  # an output class of another library keeps its own fields
-        return output
+        return connected_output(output, call.decision_weights)
 
+    def _cc_hand_on(self, inner: Callable[..., Any], call: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """The forward with `call` on its way to the decoder body: among its keyword arguments, or beside them."""
+        if self.cc_hands_on:
+            return inner(*args, **named, cc_call=call)
+        previous, beside.call = beside.call, call
+        try:
+            return inner(*args, **named, cc_call=call)
+        finally:
+            beside.call = previous
+
+    @_stock_when_unpatched
     @functools.wraps(GenerationMixin.prepare_inputs_for_generation)
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The stock inputs, marked as a step of the running `generate`."""
@@ -81,6 +93,13 @@ class PatchedCausalLM:
             inputs[GENERATION_STEP] = generation
         return inputs
 
+    def _update_model_kwargs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The stock method, which every decoding loop calls after each forward: the prompt must have connected."""
+        generation = current_generation(self)
+        if generation is not None:
+            generation.check_prefill()
+        return super()._update_model_kwargs_for_generation(*args, **kwargs)  # type: ignore[misc]
+
     def get_compiled_call(self, compile_config: CompileConfig | None) -> Any:
         """The stock compiled call; the running `generate` keeps how, so that the connected token is compiled alike."""
         generation = current_generation(self)
@@ -89,24 +108,26 @@ class PatchedCausalLM:
         return super().get_compiled_call(compile_config)  # type: ignore[misc]
 
     def cc_slots(self) -> list[LayerSlot]:
-        """The slot of every layer's feed-forward block, in order.
+        """The slot of what every layer adds to its stream, in order.
 
         Raises:
-            RuntimeError: a block was replaced after `patch_model`; the message names it.
+            RuntimeError: such a module was replaced after `patch_model`; the message names it.
         """
         slots = []
-        name = spec_of(self).mlp
+        spec = spec_of(self)
         for index, layer in enumerate(layers_of(self)):
-            feed_forward = getattr(layer, name)
-            slot = getattr(feed_forward, "cc_slot", None)
+            addend = addend_of(layer, spec)
+            slot = getattr(addend, "cc_slot", None)
             if slot is None:
+                what = "norm after the feed-forward block" if spec.addend else "feed-forward block"
                 raise RuntimeError(
-                    f"connection: the feed-forward block of layer {index}, {type(feed_forward).__name__}, was replaced "
+                    f"connection: the {what} of layer {index}, {type(addend).__name__}, was replaced "
                     "after patch_model; call unpatch_model and patch_model again"
                 )
             slots.append(slot)
         return slots
 
+    @_stock_when_unpatched
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """The stock `generate` with the cross-lingual connection, made exactly once for each prompt.
 
@@ -131,10 +152,12 @@ class PatchedCausalLM:
         Raises:
             TypeError: a pivot argument is no tensor or has the wrong dtype.
             ValueError: `pivot_attention_mask` or `pivot_index` without `pivot_input_ids`. Where it connects also: a
-                right-padded prompt; a pivot argument has the wrong shape; a `connection_index` is no tensor of `(B,)`
+                right-padded prompt (without a mask: one that ends in the padding token); an adapter with virtual tokens
+                before the prompt; a pivot argument has the wrong shape; a `connection_index` is no tensor of `(B,)`
                 integers, is out of range, or of a token in the cache; contrastive search, DoLa, group or constrained
                 beam search, `custom_generate`, `negative_prompt_ids`, `guidance_scale` other than 1,
                 `assistant_early_exit`, `token_healing`, `cache_implementation="paged"`.
+            RuntimeError: the prompt has run and nothing was connected.
 
         Example:
             >>> import torch
@@ -160,19 +183,43 @@ class PatchedCausalLM:
             )
         return super().generate_batch(*args, **kwargs)  # type: ignore[misc]
 
+    def load_adapter(self, peft_model_id: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """The stock method of transformers; the matrix and the options that a PEFT adapter carries come with it.
+
+        Args:
+            peft_model_id: folder or hub name of the adapter.
+            args: of the stock method.
+            kwargs: of the stock method.
+
+        Raises:
+            ValueError: the adapter was trained with other options than the model is patched with.
+        """
+        if "cc" not in self._modules:  # type: ignore[attr-defined]
+            self.__dict__[POSTPONED] = ((peft_model_id, *args), kwargs)  # cc_model.from_pretrained does it when patched
+            return None
+        carried = carried_by(peft_model_id, kwargs)
+        refuse_other_options(self.cc, carried)
+        result = super().load_adapter(peft_model_id, *args, **kwargs)  # type: ignore[misc]
+        put_carried(self.cc, carried)
+        return result
+
+    @_stock_when_unpatched
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, plain: bool = False, **kwargs: Any):
         """Save weights, Decision Maker, matrix and options, safetensors only; `cc_model.from_pretrained` reads them.
 
-        Stock `AutoModelForCausalLM` loads the directory as the plain model. An interrupted save leaves what was there.
+        Stock `AutoModelForCausalLM` loads the directory as the plain model. A save that fails or is interrupted leaves
+        what was there. Files that this save does not write stay, those of another `variant=` too.
 
         Args:
             save_directory: made when missing.
             args: `is_main_process` and `state_dict` of the stock method.
             plain: leave out everything of ours.
-            kwargs: of the stock method; with `push_to_hub=True` files are written in place, interrupted or not.
+            kwargs: of the stock method, without `distributed_checkpoint`.
 
         Raises:
-            ValueError: `save_directory` is a file.
+            ValueError: `save_directory` is a file, or keeps weights of another variant with other options;
+                `distributed_checkpoint=True`.
+            IsADirectoryError: a folder has the name of a file to be written.
             TypeError: more than three arguments by position.
 
         Example:

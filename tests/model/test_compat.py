@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 from generation_helpers import GREEDY, prompts
-from model_pairs import batch, pair
+from model_pairs import at_end, batch, pair
 from transformers import DynamicCache
 from transformers.utils import logging as transformers_logging
 
@@ -47,7 +47,7 @@ def test_nothing_deprecated_is_used(said, architecture):
         model.eval().generate(ids, attention_mask=mask, **GREEDY)
         model.generate(ids[:1], **{CACHE: with_turns(model, ids[:1], 4)}, **GREEDY)
         model.generate(ids, attention_mask=mask, cache_implementation="static", **GREEDY)
-        model(ids, attention_mask=mask)
+        model(ids, attention_mask=mask, **at_end(ids))
     assert not [message for message in said if OLD_CACHE in str(message)]
 
 

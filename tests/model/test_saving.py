@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
-from model_pairs import batch, gumbel, pair
+from model_pairs import at_end, batch, gumbel, pair
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -96,7 +96,7 @@ def test_interrupted_save_leaves_the_previous_checkpoint(tmp_path, monkeypatch):
     def broken(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr("cc_model.saving._write_options", broken)
+    monkeypatch.setattr("cc_model.config.CCConfig.to_json", broken)
     with torch.no_grad():
         model.lm_head.weight.add_(1)
     with pytest.raises(OSError, match="disk full"):
@@ -179,7 +179,8 @@ def test_state_dict_with_a_matrix_is_accepted(form):
     target.load_state_dict(source.state_dict())
     assert torch.equal(target.cc.transform_matrix, source.cc.transform_matrix)
     with torch.no_grad():
-        assert torch.equal(target(batch()["input_ids"]).logits, source(batch()["input_ids"]).logits)
+        ids = batch()["input_ids"]
+        assert torch.equal(target(ids, **at_end(ids)).logits, source(ids, **at_end(ids)).logits)
 
 
 def test_bad_matrix_in_a_state_dict():

@@ -14,24 +14,35 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cc_kernels.launch import arithmetic_dtype, blocks, constants, jit, launch, tl, unit_stride, warp_size
+from cc_kernels.launch import (
+    arithmetic_dtype,
+    blocks,
+    constants,
+    empty,
+    gpu,
+    jit,
+    launch,
+    row_stride,
+    tl,
+    unit_stride,
+)
 from cc_kernels.ops.decision.config import bank_config, output_config
 from cc_kernels.reference import wide_dtype
 
 
 @jit()
 def _mean_over_layers(
-    bank_at, real, bank_layer_stride, ARITHMETIC: tl.constexpr, LAYERS: tl.constexpr, BLOCK_LAYERS: tl.constexpr
-):
+    bank_at, real, bank_layer_stride,
+    ARITHMETIC: tl.constexpr, LAYERS: tl.constexpr, BLOCK_LAYERS: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
     """`mean_l V[l]` [BK, BD], where `bank_at` and `real` [BK, BD] say where layer 0 is and what of it exists.
 
-    Tiles are added element by element, so that only the last sum crosses threads.
+    Tiles are added element by element, so that only the last sum crosses threads. Where there are several, `STAGES` − 1
+    of them are copied to shared memory ahead of time.
     """
-    layers = tl.arange(0, BLOCK_LAYERS).to(tl.int64)[:, None, None]  # [BL, 1, 1]
-    mask = (layers < LAYERS) & real[None, :, :]
-    total = tl.load(bank_at[None, :, :] + layers * bank_layer_stride, mask=mask, other=0.0).to(ARITHMETIC)
-    for first in range(BLOCK_LAYERS, LAYERS, BLOCK_LAYERS):
-        layers = first + tl.arange(0, BLOCK_LAYERS).to(tl.int64)[:, None, None]
+    total = tl.zeros((BLOCK_LAYERS, real.shape[0], real.shape[1]), ARITHMETIC)
+    for first in tl.range(0, LAYERS, BLOCK_LAYERS, num_stages=STAGES):
+        layers = first + tl.arange(0, BLOCK_LAYERS).to(tl.int64)[:, None, None]  # [BL, 1, 1]
         mask = (layers < LAYERS) & real[None, :, :]
         total += tl.load(bank_at[None, :, :] + layers * bank_layer_stride, mask=mask, other=0.0).to(ARITHMETIC)
     return tl.sum(total, axis=0) / LAYERS
@@ -54,14 +65,14 @@ def sum_parts(
     return total
 
 
-@jit()
+@jit(do_not_specialize=["rows"])
 def _partial_logits_fwd_kernel(
     bank_ptr, embeds_ptr, weight_ptr, folded_ptr, rows_ptr, partial_ptr, vector_ptr,
     bank_layer_stride, bank_row_stride, embeds_stride, weight_stride, rows_stride, folded_layer_stride,
     folded_column_stride, folded_logit_stride,
     rows, width,
     ARITHMETIC: tl.constexpr, LAYERS: tl.constexpr, BLOCK_LAYERS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr, WIDTH_BLOCKS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr, BLOCK_LOGITS: tl.constexpr, WIDTH_BLOCKS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The part of `W (mean_l V[l] + e)`, or with F of `mean_l V[l] F + W e`, that a block of columns contributes."""
     program = tl.program_id(0).to(tl.int64)
@@ -75,40 +86,42 @@ def _partial_logits_fwd_kernel(
         read = source >= 0
     real = read[:, None] & inside[None, :]
     # W's first tile depends on nothing: asked for before the bank, it arrives while the bank is being read.
-    logits = tl.arange(0, BLOCK_LAYERS).to(tl.int64)  # [BL]
+    logits = tl.arange(0, BLOCK_LOGITS).to(tl.int64)  # [BG]
     mask = (logits < LAYERS)[:, None] & inside[None, :]
     weight = tl.load(weight_ptr + logits[:, None] * weight_stride + columns[None, :], mask=mask, other=0.0)
     embeds = tl.load(embeds_ptr + k[:, None] * embeds_stride + columns[None, :], mask=real, other=0.0).to(ARITHMETIC)
 
     bank_at = bank_ptr + source[:, None] * bank_row_stride + columns[None, :]  # [BK, BD]
-    mean = _mean_over_layers(bank_at, real, bank_layer_stride, ARITHMETIC, LAYERS, BLOCK_LAYERS)
+    mean = _mean_over_layers(bank_at, real, bank_layer_stride, ARITHMETIC, LAYERS, BLOCK_LAYERS, STAGES)
     if folded_ptr is None:
         embeds += mean
+    if vector_ptr is not None:
         vector_at = vector_ptr + k[:, None] * width + columns[None, :]
         tl.store(vector_at, embeds, mask=here[:, None] & inside[None, :])
 
-    for first in range(0, LAYERS, BLOCK_LAYERS):
-        logits = first + tl.arange(0, BLOCK_LAYERS).to(tl.int64)
+    for first in range(0, LAYERS, BLOCK_LOGITS):
+        logits = first + tl.arange(0, BLOCK_LOGITS).to(tl.int64)
         if first > 0:
             mask = (logits < LAYERS)[:, None] & inside[None, :]
             weight = tl.load(weight_ptr + logits[:, None] * weight_stride + columns[None, :], mask=mask, other=0.0)
-        parts = tl.sum(weight.to(ARITHMETIC)[:, None, :] * embeds[None, :, :], axis=2)  # [BL, BK]
-        if folded_ptr is not None:  # F is (d, L): its tile is [BD, BL], read along L
+        wide = weight.to(ARITHMETIC)
+        parts = tl.dot(wide, tl.trans(embeds), input_precision="ieee", out_dtype=ARITHMETIC)  # [BG, BK]
+        if folded_ptr is not None:  # F is (d, L): its tile is [BD, BG], read along L
             folded_at = folded_ptr + columns[:, None] * folded_column_stride + logits[None, :] * folded_logit_stride
             tile = tl.load(folded_at, mask=inside[:, None] & (logits < LAYERS)[None, :], other=0.0).to(ARITHMETIC)
-            parts += tl.sum(tile[:, :, None] * tl.trans(mean)[:, None, :], axis=0)
+            parts = tl.dot(tl.trans(tile), tl.trans(mean), parts, input_precision="ieee", out_dtype=ARITHMETIC)
         partial_at = partial_ptr + (k[None, :] * WIDTH_BLOCKS + block) * LAYERS + logits[:, None]
         tl.store(partial_at, parts, mask=(logits < LAYERS)[:, None] & here[None, :])
 
 
-@jit()
+@jit(do_not_specialize=["rows"])
 def _partial_logits_per_layer_fwd_kernel(
     bank_ptr, embeds_ptr, weight_ptr, folded_ptr, rows_ptr, partial_ptr, vector_ptr,
     bank_layer_stride, bank_row_stride, embeds_stride, weight_stride, rows_stride, folded_layer_stride,
     folded_column_stride, folded_logit_stride,
     rows, width,
     ARITHMETIC: tl.constexpr, LAYERS: tl.constexpr, BLOCK_LAYERS: tl.constexpr, BLOCK_ROWS: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr, WIDTH_BLOCKS: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr, BLOCK_LOGITS: tl.constexpr, WIDTH_BLOCKS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The part of `mean_l (V[l] F[l]) + W e` that a block of columns contributes to one row.
 
@@ -173,11 +186,10 @@ def _choose_fwd_kernel(
     if rows_ptr is not None:  # a row that reads none has weights of 0
         source = tl.load(rows_ptr + k * rows_stride).to(tl.int64)
         readable = tl.where(source >= 0, width, 0)
-        chosen = layers < tl.where(source >= 0, LAYERS, 0)
-        weights, soft = tl.where(chosen, weights, 0.0), tl.where(chosen, soft, 0.0)
+        weights = tl.where(layers < tl.where(source >= 0, LAYERS, 0), weights, 0.0)
     if block == 0:
         tl.store(weights_ptr + k * LAYERS + layers, weights, mask=real)
-        if HARD:
+        if soft_ptr is not None:
             tl.store(soft_ptr + k * LAYERS + layers, soft, mask=real)
 
     if update_ptr is not None:
@@ -195,15 +207,15 @@ def _choose_fwd_kernel(
 
 
 def _partial_logits(
-    bank: Tensor, embeds: Tensor, weight: Tensor, bank_weight: Tensor | None, rows: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The parts of the logits `(K, blocks, L)`, and the vector `mean_l V + e` `(K, d)` (empty when folded)."""
+    bank: Tensor, embeds: Tensor, weight: Tensor, bank_weight: Tensor | None, rows: Tensor | None, keep: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The parts of the logits `(K, blocks, L)`, and to `keep` the vector `mean_l V + e` `(K, d)`, if not folded."""
     layers, (count, width) = bank.shape[0], embeds.shape
     wide = wide_dtype(bank.dtype)
     per_layer = bank_weight is not None and bank_weight.ndim == 3
-    config = bank_config(layers, count, width, bank.element_size(), warp_size(), per_layer)
-    partial = bank.new_empty((count, config.width_blocks, layers), dtype=wide)
-    vector = bank.new_empty((0,) if bank_weight is not None else (count, width), dtype=wide)
+    config = bank_config(layers, count, width, bank.element_size(), gpu(), per_layer)
+    partial = empty(bank, (count, config.width_blocks, layers), wide)
+    vector = empty(bank, (count, width), wide) if keep and bank_weight is None else None
     embeds, weight = unit_stride(embeds), unit_stride(weight)
     folded_strides = (0, 0) if bank_weight is None else bank_weight.stride()[-2:]
     arguments = {
@@ -218,7 +230,7 @@ def _partial_logits(
         "bank_row_stride": bank.stride(1),
         "embeds_stride": embeds.stride(0),
         "weight_stride": weight.stride(0),
-        "rows_stride": 0 if rows is None else rows.stride(0),
+        "rows_stride": row_stride(rows),
         "folded_layer_stride": bank_weight.stride(0) if bank_weight is not None and per_layer else 0,
         "folded_column_stride": folded_strides[0],
         "folded_logit_stride": folded_strides[1],
@@ -229,7 +241,7 @@ def _partial_logits(
         **constants(config),
     }
     kernel = _partial_logits_per_layer_fwd_kernel if per_layer else _partial_logits_fwd_kernel
-    launch(kernel, (blocks(count, config.block_rows) * config.width_blocks,), like=bank, **arguments)
+    launch(kernel, (blocks(count, config.block_rows) * config.width_blocks,), **arguments)
     return partial, vector
 
 
@@ -243,24 +255,28 @@ def forward(
     bank_weight: Tensor | None,
     with_update: bool,
     rows: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Update `(K, d)` (empty without), weights `(K, L)`, softmax `(K, L)` (empty if soft), and the vector `(K, d)`."""
+    keep: bool = True,
+) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor | None]:
+    """Update `(K, d)`, weights `(K, L)`, and to `keep` for the backward softmax `(K, L)` and vector `(K, d)`.
+
+    What does not exist is None: the update of `decide`, the softmax of soft weights, the vector of a folded matrix.
+    """
     layers, (count, width) = bank.shape[0], embeds.shape
     bank = unit_stride(bank)
-    partial, vector = _partial_logits(bank, embeds, weight, bank_weight, rows)
+    partial, vector = _partial_logits(bank, embeds, weight, bank_weight, rows, keep)
     wide = partial.dtype
-    weights = bank.new_empty((count, layers), dtype=wide)
-    soft = bank.new_empty((count, layers) if hard else (0,), dtype=wide)
-    update = bank.new_empty((count, width) if with_update else (0,))
+    weights = empty(bank, (count, layers), wide)
+    soft = empty(bank, (count, layers), wide) if hard and keep else None
+    update = empty(bank, (count, width)) if with_update else None
     noise = None if noise is None else unit_stride(noise)
     columns, select = (width, hard) if with_update else (1, True)
-    config = output_config(layers, count, columns, partial.shape[1], select, warp_size())
+    config = output_config(layers, columns, partial.shape[1], select, gpu())
     launch(
-        _choose_fwd_kernel, (count * config.width_blocks,), like=bank,
+        _choose_fwd_kernel, (count * config.width_blocks,),
         partial_ptr=partial, noise_ptr=noise, bank_ptr=bank, rows_ptr=rows, weights_ptr=weights, soft_ptr=soft,
-        update_ptr=update if with_update else None,
-        noise_stride=0 if noise is None else noise.stride(0), bank_layer_stride=bank.stride(0),
-        bank_row_stride=bank.stride(1), rows_stride=0 if rows is None else rows.stride(0),
+        update_ptr=update,
+        noise_stride=row_stride(noise), bank_layer_stride=bank.stride(0),
+        bank_row_stride=bank.stride(1), rows_stride=row_stride(rows),
         width=width, temperature=float(temperature),
         ARITHMETIC=arithmetic_dtype(bank.dtype), HARD=hard, LAYERS=layers, PARTIALS=partial.shape[1],
         **constants(config),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cc_kernels import reference
 from cc_kernels.backend import register_triton
-from cc_kernels.launch import HAS_TRITON
+from cc_kernels.launch import HAS_TRITON, empty, prepared
 from cc_kernels.library import define
 from cc_kernels.ops.decision import backward as decision_backward
 from cc_kernels.ops.decision import forward as decision_forward
@@ -103,6 +103,51 @@ def _autograd(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     )
 
 
+@prepared
+def _forward(bank: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    """`forward` as an operator returns it: empty tensors for what does not exist."""
+    update, weights, soft, vector = decision_forward.forward(bank, *arguments)
+    return (
+        empty(bank, (0,)) if update is None else update,
+        weights,
+        empty(weights, (0,)) if soft is None else soft,
+        empty(weights, (0,)) if vector is None else vector,
+    )
+
+
+@prepared
+def connect_launches(
+    bank: Tensor,
+    embeds: Tensor,
+    weight: Tensor,
+    noise: Tensor | None,
+    temperature: float,
+    hard: bool,
+    bank_weight: Tensor | None,
+    rows: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor]:
+    """`connect` without what its backward would need."""
+    options = temperature, hard, bank_weight, True, rows, False
+    update, weights, _, _ = decision_forward.forward(bank, embeds, weight, noise, *options)
+    return update, weights
+
+
+@prepared
+def decide_launches(
+    bank: Tensor,
+    embeds: Tensor,
+    weight: Tensor,
+    noise: Tensor | None,
+    temperature: float,
+    hard: bool,
+    bank_weight: Tensor | None,
+    rows: Tensor | None = None,
+) -> Tensor:
+    """`decide` without what its backward would need."""
+    options = temperature, hard, bank_weight, False, rows, False
+    return decision_forward.forward(bank, embeds, weight, noise, *options)[1]
+
+
 def _connect_triton(
     bank: Tensor,
     embeds: Tensor,
@@ -182,12 +227,14 @@ if HAS_TRITON:
         "-> (Tensor, Tensor, Tensor, Tensor)",
         decision_backward.backward,
         fake=_fake_backward,
+        reference=reference.decision_backward,
     )
     _decision_op = define(
         "decision(Tensor bank, Tensor embeds, Tensor weight, Tensor? noise, float temperature, bool hard, "
         "Tensor? bank_weight, bool with_update, Tensor? rows=None) -> (Tensor, Tensor, Tensor, Tensor)",
-        decision_forward.forward,
+        _forward,
         fake=_fake_forward,
+        reference=reference.decision,
         backward=_autograd,
         save=_save,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from generation_helpers import GREEDY, prompts
-from model_pairs import assert_same_gradients, batch, gradients, gumbel, pair
+from model_pairs import assert_same_gradients, at_end, batch, gradients, gumbel, pair
 from torch import nn
 
 from cc_model import CCConfig, fit_transform_matrix, patch_model, report
@@ -17,6 +17,7 @@ from cc_model.specs import layers_of
 from cc_model.testing import tiny_model
 
 LAYERS = 4
+AT_END = at_end(batch()["input_ids"])
 modules = torch.nn.modules.module
 
 
@@ -137,7 +138,7 @@ def test_hidden_states_asked_by_the_config(seen):
 
 def test_two_prefills_read_nothing_of_the_first(seen):
     _, model = pair(matrix=True)
-    model(batch()["input_ids"])  # with gradients enabled: two full passes
+    model(batch()["input_ids"], **AT_END)  # with gradients enabled: two full passes
     assert seen.passes == [(36, 3), (36, 36)]
 
 
@@ -160,7 +161,7 @@ def test_hooks_see_every_token(kind, where, seen):
     handle = HOOKS[kind](model.model.get_submodule(where), lambda *_: None)
     try:
         with torch.no_grad():
-            model(batch()["input_ids"], logits_to_keep=1)
+            model(batch()["input_ids"], **AT_END, logits_to_keep=1)
         assert seen.passes[0] == (36, 36)
         assert "runs on all tokens (" in str(report(model))
     finally:
@@ -173,7 +174,7 @@ def test_hooks_elsewhere_change_nothing(seen):
     for module in (model, model.model, model.model.layers[2], model.lm_head):
         module.register_forward_hook(lambda *_: None)
     with torch.no_grad():
-        model(batch()["input_ids"], logits_to_keep=1)
+        model(batch()["input_ids"], **AT_END, logits_to_keep=1)
     assert seen.passes[0] == (36, 3)
 
 
@@ -221,7 +222,7 @@ def test_what_is_not_known_runs_on_all_tokens(change, seen):
     assert f"all tokens ({why}" in str(report(model))
     if change is not compiled:  # the counter would be traced
         with torch.no_grad():
-            model(batch()["input_ids"], logits_to_keep=1)
+            model(batch()["input_ids"], **AT_END, logits_to_keep=1)
         assert seen.passes[0] == (36, 36)
 
 
@@ -237,11 +238,11 @@ def test_adapters_of_peft(dropout, seen):
     options = {"target_modules": ["gate_proj", "down_proj", "q_proj"], "lora_dropout": dropout}
     adapted = peft.get_peft_model(model, peft.LoraConfig(**options, init_lora_weights=False)).eval()
     with torch.no_grad():
-        adapted(batch()["input_ids"], logits_to_keep=1)
+        adapted(batch()["input_ids"], **AT_END, logits_to_keep=1)
         assert seen.passes[0] == (36, 3)
         seen.clear()
         layers_of(model)[-1].mlp.gate_proj.lora_A.default.register_forward_hook(lambda *_: None)
-        adapted(batch()["input_ids"], logits_to_keep=1)
+        adapted(batch()["input_ids"], **AT_END, logits_to_keep=1)
     assert seen.passes[0] == (36, 36)
 
 
@@ -277,8 +278,8 @@ def test_the_layer_may_write_to_the_result(seen):
                 active.layer_pass = before
 
     with torch.no_grad():
-        expected = model(batch()["input_ids"], logits_to_keep=1).logits
+        expected = model(batch()["input_ids"], **AT_END, logits_to_keep=1).logits
         layer.__class__ = InPlace
-        found = model(batch()["input_ids"], logits_to_keep=1).logits
+        found = model(batch()["input_ids"], **AT_END, logits_to_keep=1).logits
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     assert seen.passes[2] == (36, 3)

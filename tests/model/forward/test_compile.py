@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from model_pairs import assert_same_gradients, batch, gradients, gumbel, pair
+from model_pairs import assert_same_gradients, at_end, batch, gradients, gumbel, pair
 from snippets import COMPILE_OPTION
 from transformers import CompileConfig
 
@@ -91,9 +91,10 @@ def test_whole_model_with_the_matrix():
     data = batch()
     compiled = torch.compile(model, backend="eager")
     with torch.no_grad():
-        expected = model(data["input_ids"])
+        data = {"input_ids": data["input_ids"], **at_end(data["input_ids"])}
+        expected = model(**data)
         for _ in range(3):
-            output = compiled(data["input_ids"])
+            output = compiled(**data)
             torch.testing.assert_close(output.logits, expected.logits, rtol=0, atol=1e-5)
             assert torch.equal(output.decision_weights, expected.decision_weights)
             assert counted("stats", "unique_graphs") <= 12

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from distributed_steps import RATE, STEPS, sharded, share, training_model, whole
-from model_pairs import batch, pair
+from model_pairs import at_end, batch, pair
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -86,7 +86,7 @@ def evaluated_between_steps(wrap: bool) -> list[torch.Tensor]:
     found = []
     for _ in range(8):
         with torch.no_grad():
-            found.append(model(data["input_ids"]).logits)
+            found.append(model(data["input_ids"], **at_end(data["input_ids"])).logits)
         model(**data).loss.backward()
         weight.grad.copy_(weight.detach())  # larger than its own gradient: the step turns W into −W
         optimizer.step()

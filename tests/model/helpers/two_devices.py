@@ -63,7 +63,7 @@ def run(before: bool, config: CCConfig, decision: int) -> None:
     for shape in ((64, 64), (4, 64, 64)):
         model.cc._buffers["transform_matrix"] = torch.empty(shape, device=f"fake:{decision}")
         named = {"input_ids": data["input_ids"], "attention_mask": data["attention_mask"]}
-        call: Any = plan(model, named)
+        call: Any = plan(model, {**named, "connection_index": elsewhere})
         call.first_index = 9  # which is read from the tokens otherwise, and there are none
         assert model(**named, cc_call=call).logits.shape == (3, 12, 256)
     bank, usable = captured_bank(model, model, torch.empty_like(data["input_ids"], device="cpu"), None, None)

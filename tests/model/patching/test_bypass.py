@@ -7,7 +7,7 @@ from types import MethodType
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
-from model_pairs import assert_same_gradients, batch, gradients, gumbel, pair
+from model_pairs import assert_same_gradients, at_end, batch, gradients, gumbel, pair
 
 from cc_model import patch_model, report
 from cc_model.testing import random_matrix, tiny_model
@@ -76,13 +76,14 @@ def test_accelerate_hooks(when):
     assert torch.equal(model(**data, gumbel_noise=noise).logits, expected.logits)
     ids = data["input_ids"]
     with torch.no_grad():
-        assert torch.equal(model(ids).logits, expected_model(ids).logits)
+        assert torch.equal(model(ids, **at_end(ids)).logits, expected_model(ids, **at_end(ids)).logits)
 
 
 def test_replaced_block_raises():
     _, model = pair(matrix=True)
     model.model.layers[2].mlp = type(tiny_model().model.layers[2].mlp)(model.config)
-    for data in (batch(), {"input_ids": batch()["input_ids"]}):
+    ids = batch()["input_ids"]
+    for data in (batch(), {"input_ids": ids, **at_end(ids)}):
         with pytest.raises(RuntimeError, match="block of layer 2, LlamaMLP, was replaced"), torch.no_grad():
             model(**data)
     assert report(model).layers[2].path == "fallback"

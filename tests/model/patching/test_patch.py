@@ -11,7 +11,7 @@ import sys
 
 import pytest
 import torch
-from model_pairs import ARCHITECTURES, batch, pair
+from model_pairs import ARCHITECTURES, at_end, batch, pair
 from torch import nn
 from transformers import AutoModel, GPT2Config, GPT2LMHeadModel
 
@@ -71,7 +71,7 @@ def test_copies_use_their_own_weights(duplicate):
     _, model = pair(matrix=True)
     ids = batch()["input_ids"]
     with torch.no_grad():
-        expected = model(ids).logits  # also fills the folded matrix
+        expected = model(ids, **at_end(ids)).logits  # also fills the folded matrix
         if duplicate == "deepcopy":
             twin = copy.deepcopy(model)
         elif duplicate == "pickle":
@@ -82,13 +82,13 @@ def test_copies_use_their_own_weights(duplicate):
             buffer.seek(0)
             twin = torch.load(buffer, weights_only=False)
         assert type(twin) is type(model)
-        assert torch.equal(twin(ids).logits, expected)
+        assert torch.equal(twin(ids, **at_end(ids)).logits, expected)
         for parameter in model.parameters():
             parameter.zero_()
         model.cc.transform_matrix.zero_()
-        assert torch.equal(twin(ids).logits, expected)
+        assert torch.equal(twin(ids, **at_end(ids)).logits, expected)
         twin.cc.transform_matrix = -twin.cc.transform_matrix
-        assert not torch.equal(twin(ids).logits, expected)
+        assert not torch.equal(twin(ids, **at_end(ids)).logits, expected)
 
 
 def test_signature_names_stock_and_own_arguments(architecture):
@@ -153,7 +153,7 @@ def test_non_silu_activation_falls_back():
 def test_report_names_what_runs():
     _, model = pair(matrix=True)
     with torch.no_grad():
-        model(batch()["input_ids"])
+        model(batch()["input_ids"], **at_end(batch()["input_ids"]))
     text = str(report(model))
     assert "layers 0-3: fused" in text
     assert "simulated by the Transform Matrix (one matrix)" in text

@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model, infer_auto_device_map
 from accelerate.hooks import remove_hook_from_submodules
-from model_pairs import assert_same_gradients, batch, gradients, gumbel, pair
+from model_pairs import assert_same_gradients, at_end, batch, gradients, gumbel, pair
 from torch.utils import backend_registration
 
 from cc_model import fit_transform_matrix, from_pretrained, patch_model, report
@@ -43,8 +43,8 @@ def assert_connected(model, expected):
         ours, theirs = model(**data, gumbel_noise=noise), expected(**data, gumbel_noise=noise)
         assert torch.equal(ours.logits, theirs.logits)
         assert torch.equal(ours.decision_weights, theirs.decision_weights)
-        simulated = model(ids)
-        assert torch.equal(simulated.logits, expected(ids).logits)
+        simulated = model(ids, **at_end(ids))
+        assert torch.equal(simulated.logits, expected(ids, **at_end(ids)).logits)
         assert simulated.decision_weights.sum() == 3
     assert torch.equal(model.generate(ids, **GREEDY), expected.generate(ids, **GREEDY))
     pairs = [{"input_ids": ids, "pivot_input_ids": data["pivot_input_ids"]}]
