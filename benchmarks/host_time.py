@@ -172,9 +172,10 @@ def _op_rows(device: torch.device, dtype: torch.dtype) -> Iterator[dict[str, Any
 
 def _llama(layers: int, device: torch.device) -> Any:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = LlamaConfig(num_hidden_layers=layers, vocab_size=128, **sizes)
-    return LlamaForCausalLM(config).to(device).train()
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(num_hidden_layers=layers, vocab_size=128, hidden_size=64, intermediate_size=96, **heads)
+    model: Any = LlamaForCausalLM(config)
+    return model.to(device).train()
 
 
 def _forwards(layers: int, device: torch.device) -> dict[str, Callable[[], Any]]:

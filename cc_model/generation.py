@@ -37,6 +37,9 @@ CONNECTING_MODES = frozenset(
 )
 
 
+PACKED_BY = ("position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")  # by these a caller says that rows are packed
+
+
 class GenerationState:
     """Follows the forwards of one `generate` call, so that it connects once, in the forward that holds the index.
 
@@ -63,6 +66,7 @@ class GenerationState:
         self.index = index
         self.first_index, self.last_index = bounds
         self.pivot = pivot
+        self.places_tokens = False  # whether the caller gives one of `PACKED_BY`
         self.compile_config: Any = None  # how transformers compiles the decode steps, once it has said so
         self.connected = self.last_index < self.first_index  # no row wants a connection: there is nothing to miss
         self.done = False  # compiled decode steps read this flag only, not positions that differ from call to call
@@ -136,6 +140,7 @@ def connected_generate(model: Any, stock: Callable[..., Any], args: tuple[Any, .
     _refuse_unsupported_arguments(kwargs)
     _refuse_virtual_tokens(model)
     state = _state(model, args, kwargs, index, pivot if has_pivot else None)
+    state.places_tokens = any(kwargs.get(name) is not None for name in PACKED_BY)
     previous, _running.generation = _running.generation, state
     try:
         output = stock(*args, **kwargs)

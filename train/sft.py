@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset
@@ -88,49 +89,28 @@ def run_sft(
             columns, or with a row that cannot be read; a model that is not supported; a folder that cannot be written.
     """
     console = open_console(console)
-    checkpoint = find_checkpoint(arguments)
     if token_options.system is not None:
         token_options = replace(token_options, system=as_typed(token_options.system))
     options = options_of(model_options, data_options, token_options)
+    checkpoint = find_checkpoint(arguments)
     if checkpoint is not None:
         check_options(checkpoint, options)
     folder = output_folder(str(arguments.output_dir), "output_dir")
     set_seed(arguments.seed)
-    rows = load_rows(data_options)
-    eval_rows = load_rows(data_options, data_options.eval_split) if data_options.eval_split else None
-    pivots = count_pivots(rows)
-    if model_options.method == "cc" and pivots == 0:
-        raise ValueError(
-            f"instruction_en: --method cc expects rows with an English version, got none in {data_options.dataset!r}; "
-            "see --instruction_en_column, or use --method vanilla"
-        )
+    rows, eval_rows = _load_rows(model_options, data_options)
     model, tokenizer = load_for_training(model_options, rows)
     if checkpoint is not None:
         check_parts(checkpoint, model, tokenizer, model_options)
     collator = ParallelCollator(tokenizer, **asdict(token_options))
     set_end_of_turn(model, collator)
-    main_process = arguments.process_index == 0
-    check_rows(rows, collator, progress=main_process)
-    if eval_rows is not None:
-        check_rows(eval_rows, collator, argument="eval_split", progress=main_process)
-    if arguments.bucket_by_length:
-        rows = with_lengths(rows, collator)
-        eval_rows = with_lengths(eval_rows, collator) if eval_rows is not None else None
-        arguments.train_sampling_strategy = "group_by_length"
-        arguments.length_column_name = LENGTH_COLUMN
+    rows, eval_rows = _checked(rows, eval_rows, collator, arguments)
     trainer = make_trainer(model, collator, rows, arguments, eval_rows, model_options.method, console)
     trainer.add_callback(KeepOptions(options))
     if model_options.simulated_share > 0:
         trainer.add_callback(_simulated_training(model_options, collator, rows, arguments.seed))
+    main_process = trainer.is_world_process_zero()
     if main_process:
-        size = sum(parameter.numel() for parameter in model.parameters())
-        say(
-            console,
-            f"{type(model).__name__}, {size:,} parameters, method {model_options.method}; {len(rows):,} rows, "
-            f"{pivots:,} with an English version" + (f"; resuming from {checkpoint}" if checkpoint else ""),
-        )
-        for difference in other_rows(checkpoint, options) if checkpoint else ():
-            say(console, f"resuming with other rows: {difference}")
+        _announce(console, model, rows, options, checkpoint)
         save_options(folder, options)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
@@ -140,6 +120,43 @@ def run_sft(
             say(console, f"{collator.truncated:,} rows were longer than {collator.max_length} tokens and were cut")
         say(console, f"saved to {folder}")
     return trainer
+
+
+def _load_rows(model_options: ModelArguments, data_options: DataArguments) -> tuple[Dataset, Dataset | None]:
+    """The rows to train on, and those of the evaluation loss, if any."""
+    rows = load_rows(data_options)
+    if model_options.method == "cc" and count_pivots(rows) == 0:
+        raise ValueError(
+            f"instruction_en: --method cc expects rows with an English version, got none in {data_options.dataset!r}; "
+            "see --instruction_en_column, or use --method vanilla"
+        )
+    return rows, load_rows(data_options, data_options.eval_split) if data_options.eval_split else None
+
+
+def _checked(
+    rows: Dataset, eval_rows: Dataset | None, collator: ParallelCollator, arguments: SftArguments
+) -> tuple[Dataset, Dataset | None]:
+    """The same rows, each of which the collator can read; with their lengths where Trainer groups by them."""
+    check_rows(rows, collator, progress=arguments.process_index == 0)
+    if eval_rows is not None:
+        check_rows(eval_rows, collator, argument="eval_split", progress=arguments.process_index == 0)
+    if not arguments.bucket_by_length:
+        return rows, eval_rows
+    arguments.train_sampling_strategy = "group_by_length"
+    arguments.length_column_name = LENGTH_COLUMN
+    return with_lengths(rows, collator), None if eval_rows is None else with_lengths(eval_rows, collator)
+
+
+def _announce(console: Console, model: Any, rows: Dataset, options: Mapping[str, Any], checkpoint: str | None) -> None:
+    """Say what is going to train on what."""
+    size = sum(parameter.numel() for parameter in model.parameters())
+    say(
+        console,
+        f"{type(model).__name__}, {size:,} parameters, method {options['model']['method']}; {len(rows):,} rows, "
+        f"{count_pivots(rows):,} with an English version" + (f"; resuming from {checkpoint}" if checkpoint else ""),
+    )
+    for difference in other_rows(checkpoint, options) if checkpoint else ():
+        say(console, f"resuming with other rows: {difference}")
 
 
 def _simulated_training(

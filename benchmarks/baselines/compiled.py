@@ -29,7 +29,6 @@ class CompiledVanilla(Vanilla):
 
     name = "vanilla+compile"
     compiles = True
-    generates = False
 
     def __init__(self, model: Any, maker: nn.Parameter, matrix: Tensor, pivot_grad: bool = False) -> None:
         super().__init__(model, maker, matrix, pivot_grad)
@@ -41,7 +40,6 @@ class CompiledHooks(Hooks):
 
     name = "hooks+compile"
     compiles = True
-    generates = False
 
     def __init__(self, model: Any, maker: nn.Parameter, matrix: Tensor, pivot_grad: bool = False) -> None:
         super().__init__(model, maker, matrix, pivot_grad)
@@ -54,7 +52,6 @@ class CompiledOurs(Ours):
 
     name = "ours+compile"
     compiles = True
-    generates = False
 
     def __init__(self, model: Any, maker: nn.Parameter, matrix: Tensor, pivot_grad: bool = False) -> None:
         super().__init__(model, maker, matrix, pivot_grad)

@@ -19,7 +19,6 @@ class NNsight(Mode):
     """
 
     name = "nnsight"
-    generates = False
     available = find_spec("nnsight") is not None
 
     def __init__(self, model: Any, maker: nn.Parameter, matrix: Tensor, pivot_grad: bool = False) -> None:

@@ -74,7 +74,13 @@ def _study(name: str, answers: str, seconds: int, needs: str, arguments: str) ->
 _LISTED = (
     _tests("golden", "are the published numbers right on the device", 20, "golden", "tests/golden"),
     _tests("kernel-tests", "are the kernels right, compiled", 80, "tests", "tests/kernels"),
-    _profile("step-1b", "a 1B training step, 8 × 640 tokens, in every mode", 60, "train", "--model 1b --batch 8"),
+    _profile(
+        "step-1b",
+        "a 1B training step, 8 × 640 tokens, 4 translations of each English prompt, in every mode",
+        75,
+        "train",
+        "--model 1b --batch 8 --translations 4",
+    ),
     _profile("first-token-1b", "first token and decode steps at 1B", 45, "infer", "--model 1b"),
     _profile(
         "static-1b", "the same with a static cache, by CUDA graphs", 85, "static", "--model 1b --new-tokens 33", 75

@@ -46,6 +46,7 @@ def _op(name: str, *others: str) -> tuple[str, ...]:
 
 SOURCES: dict[str, tuple[str, ...]] = {
     "train": _TRAIN,
+    "translations": _TRAIN,
     "infer": _INFER,
     "static": _INFER,
     "curve": _INFER,

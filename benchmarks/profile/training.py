@@ -132,7 +132,8 @@ def profile_training(
     parameters = [*modes[0].model.parameters(), modes[0].maker]
     stepper = make_optimizer(optimizer, parameters, device)
     rows, tokens = batch.input_ids.shape
-    predicted = training_ratio(config, rows, tokens, batch.pivot_input_ids.shape[1], modes[0].pivot_grad)
+    shape = (config, rows, tokens, batch.pivot_input_ids.shape[1], modes[0].pivot_grad)
+    less = training_ratio(*shape, pivots=len(batch.distinct_pivots), labelled=len(batch.loss_rows))
     record: dict[str, Any] = {
         "rows": rows,
         "tokens": tokens,
@@ -140,7 +141,9 @@ def profile_training(
         "pivot": batch.pivot_input_ids.shape[1],
         "optimizer": optimizer,
         "pivot_grad": modes[0].pivot_grad,
-        "predicted_forward_backward": predicted,
+        "translations": batch.translations,
+        "predicted_forward_backward": training_ratio(*shape),
+        "predicted_with_less_work": less,
         "modes": {},
     }
     steps, refused = _warm(modes, batch, stepper, parameters, device, deadline, progress)

@@ -76,10 +76,42 @@ def training_table(record: Record) -> Table:
             ]
         )
     what = f"{section['rows']} × {section['tokens']} tokens, pivot {section['pivot']}, {section['optimizer']}"
+    what += _of_translations(section)
     alone = section["predicted_forward_backward"]
-    predicted = f"FLOPs predict {section['predicted']:.3f} (forward and backward {alone:.3f})"
+    predicted = f"FLOPs predict {section['predicted']:.3f} (forward and backward {alone:.3f}"
+    less = section.get("predicted_with_less_work")
+    predicted += ")" if less is None else f"; {less:.3f} with shared prompts and the head on labels)"
     compiled = " with compiled layers" if any(name.endswith("+compile") for name in section["modes"]) else ""
     return Table(f"{title_of(record)}: training step{compiled}, {what}; {predicted}", header, rows, "train")
+
+
+def _of_translations(section: Record) -> str:
+    count = section.get("translations", 1)
+    return "" if count == 1 else f", {count} translations per prompt"
+
+
+def translations_table(record: Record) -> Table:
+    """Step and peak memory ÷ vanilla: one row per number of translations, one column per mode."""
+    points = record["translations"]
+    names = list(dict.fromkeys(name for point in points for name in point["modes"] if name != "vanilla"))
+    rows = []
+    for point in points:
+        modes = point["modes"]
+        cells = [_step_and_peak(modes.get(name, {}), modes["vanilla"]) for name in names]
+        less = f"{point['predicted_with_less_work']:.3f}"
+        rows.append([str(point["translations"]), milliseconds(modes["vanilla"]["seconds"]), *cells, less])
+    first = points[0]
+    what = f"{first['rows']} × {first['tokens']} tokens, pivot {first['pivot']}, {first['optimizer']}"
+    header = ["translations", "vanilla ms", *names, "FLOPs predict for ours"]
+    title = f"{title_of(record)}: training step, {what}; ÷ vanilla by round, and peak memory ÷ vanilla"
+    return Table(title, header, rows, "translations")
+
+
+def _step_and_peak(mode: Record, vanilla: Record) -> str:
+    if "ratio" not in mode:
+        return "–"
+    peak = f", {mode['peak_bytes'] / vanilla['peak_bytes']:.2f}" if "peak_bytes" in mode else ""
+    return f"{ratio(mode['ratio'])}{peak}"
 
 
 def inference_table(record: Record, part: str) -> Table:
@@ -132,8 +164,7 @@ def curve_table(record: Record) -> Table:
 def _parts(record: Record) -> Iterator[str]:
     """The parts that have numbers; one that failed is told by `failures`."""
     yield from (name for name in ("train", "infer", "static") if record.get(name, {}).get("modes"))
-    if isinstance(record.get("curve"), list) and record["curve"]:
-        yield "curve"
+    yield from (name for name in ("curve", "translations") if isinstance(record.get(name), list) and record[name])
 
 
 def tables(record: Record) -> Iterator[Table]:
@@ -143,6 +174,8 @@ def tables(record: Record) -> Iterator[Table]:
             yield training_table(record)
         elif part == "curve":
             yield curve_table(record)
+        elif part == "translations":
+            yield translations_table(record)
         else:
             yield inference_table(record, part)
 
@@ -151,7 +184,7 @@ def _of_part(what: str, part: str, section: Record, keys: tuple[str, ...]) -> It
     vanilla = section["modes"].get("vanilla", {})
     for mode, of in section["modes"].items():
         derived: Record = {}
-        if "predicted" in section and part == "train" and "ratio" in of:
+        if isinstance(section.get("predicted"), float) and "ratio" in of:
             derived["ratio to prediction"] = of["ratio"]["median"] / section["predicted"]
         if "decode_step" in of and "decode_step" in vanilla:
             derived["decode ratio"] = of["decode_step"]["median"] / vanilla["decode_step"]["median"]
@@ -168,10 +201,11 @@ def numbers(record: Record) -> Iterator[Number]:
                 what = f"{model}, curve {point['rows']} x {point['tokens']}"
                 yield from _of_part(what, part, point, _OF_A_PROMPT)
             continue
-        section = record[part]
-        what = f"{model}, {part} {section['rows']} x {section['tokens']}"
-        what += f", pivot {section['pivot']}" if part == "train" else ""
-        yield from _of_part(what, part, section, _OF_A_STEP if part == "train" else _OF_A_PROMPT)
+        steps = record[part] if part == "translations" else [record[part]]
+        for section in steps:
+            what = f"{model}, {'train' if part == 'translations' else part} {section['rows']} x {section['tokens']}"
+            what += f", pivot {section['pivot']}{_of_translations(section)}" if "pivot" in section else ""
+            yield from _of_part(what, part, section, _OF_A_STEP if "pivot" in section else _OF_A_PROMPT)
 
 
 def throughput_plot(record: Record, path: Path, of: str | None = None) -> Path:
@@ -192,6 +226,29 @@ def throughput_plot(record: Record, path: Path, of: str | None = None) -> Path:
     axes.set_title(f"Training step: {title_of(record)}", fontsize=9)
     axes.tick_params(axis="x", labelrotation=20, labelsize=8)
     axes.legend(fontsize=8)
+    return finish(figure, path, of)
+
+
+def translations_plot(record: Record, path: Path, of: str | None = None) -> Path:
+    """Step ÷ vanilla against the number of translations, with quartiles, and what the FLOP count predicts."""
+    from benchmarks.show.figure import colour_of, finish, plt
+
+    points = record["translations"]
+    figure, axes = plt.subplots(figsize=(6, 3.6))
+    counts = [point["translations"] for point in points]
+    for name in dict.fromkeys(name for point in points for name, mode in point["modes"].items() if "ratio" in mode):
+        values = [point["modes"][name]["ratio"] for point in points if "ratio" in point["modes"].get(name, {})]
+        x = [point["translations"] for point in points if "ratio" in point["modes"].get(name, {})]
+        axes.plot(x, [value["median"] for value in values], marker="o", label=name, color=colour_of(name))
+        axes.fill_between(x, [v["low"] for v in values], [v["high"] for v in values], alpha=0.2, color=colour_of(name))
+    predicted = [point["predicted_with_less_work"] for point in points]
+    axes.plot(counts, predicted, color="black", linestyle=":", linewidth=1, label="FLOPs predict for ours")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.set_xlabel("translations of each English prompt in the batch")
+    axes.set_ylabel("training step ÷ vanilla")
+    axes.set_title(title_of(record), fontsize=9)
+    axes.legend(fontsize=7)
     return finish(figure, path, of)
 
 
@@ -223,6 +280,8 @@ def plots(record: Record, folder: Path, prefix: str = "") -> list[Path]:
     made, parts = [], set(_parts(record))
     if "train" in parts:
         made.append(throughput_plot(record, folder / f"{prefix}throughput.png"))
+    if "translations" in parts:
+        made.append(translations_plot(record, folder / f"{prefix}translations.png"))
     if "curve" in parts:
         made.append(curve_plot(record, folder / f"{prefix}first_token.png"))
     return made
@@ -230,7 +289,7 @@ def plots(record: Record, folder: Path, prefix: str = "") -> list[Path]:
 
 def failures(record: Record) -> list[str]:
     """Sections that ended in an error and modes that were refused, with the reason."""
-    parts: dict[str, Any] = {name: record.get(name) for name in ("train", "infer", "curve", "static")}
+    parts: dict[str, Any] = {name: record.get(name) for name in ("train", "translations", "infer", "curve", "static")}
     sections = {name: part for name, part in parts.items() if isinstance(part, dict)}
     found = [f"{name}: {part['error']}" for name, part in sections.items() if "error" in part]
     for name, part in sections.items():

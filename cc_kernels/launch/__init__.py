@@ -11,6 +11,7 @@ from cc_kernels.launch.heuristics import (
     constants,
     power_of_two,
     row_config,
+    row_stride,
     unit_stride,
 )
 from cc_kernels.launch.launching import Prepared, launch, prepared, warmup
@@ -50,6 +51,7 @@ __all__ = [
     "record_launches",
     "recorded",
     "row_config",
+    "row_stride",
     "tl",
     "triton",
     "unit_stride",

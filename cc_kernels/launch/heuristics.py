@@ -26,6 +26,11 @@ def unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
+def row_stride(x: Tensor | None) -> int:
+    """Elements from one row to the next; 0 for a tensor that is left out."""
+    return 0 if x is None else x.stride(0)
+
+
 def constants(config: Any) -> dict[str, Any]:
     """The fields of a configuration as arguments of a launch: block sizes in capitals, options as they are called."""
     return {name if name.startswith("num_") else name.upper(): value for name, value in vars(config).items()}
@@ -51,4 +56,13 @@ def row_config(width: int, element_size: int, warp_size: int) -> RowConfig:
     return RowConfig(block=block, num_warps=max(1, block // (warp_size * vector)))
 
 
-__all__ = ["MEMORY_ACCESS_BYTES", "RowConfig", "blocks", "constants", "power_of_two", "row_config", "unit_stride"]
+__all__ = [
+    "MEMORY_ACCESS_BYTES",
+    "RowConfig",
+    "blocks",
+    "constants",
+    "power_of_two",
+    "row_config",
+    "row_stride",
+    "unit_stride",
+]

@@ -14,7 +14,7 @@ from cc_model.data.columns import LOSS_ROWS
 from cc_model.data.encoding import Encoded, Encoder
 from cc_model.data.positions import IGNORE_INDEX
 from cc_model.data.published_positions import MARKERS, detect_template, published_position
-from cc_model.data.stacking import loss_rows, padded, with_shape
+from cc_model.data.stacking import loss_rows, padded, stacked, with_shape
 
 logger = logging.getLogger("cc_model")
 
@@ -64,7 +64,7 @@ class ParallelCollator:
     `pivot_attention_mask` and `pivot_index` have P rows (P = 1 if there is none), and `pivot_row` `(B,)` says which one
     a row reads, −1 for none. With `loss_only` there are `loss_rows` `(K,)`: the flattened tokens whose next token has a
     label, then −1 up to a round number; a patched model in training runs head and loss on these alone. Either adds
-    `batch_shape` `(B, P, K, 0)`, which holds no number; by it the forward sees when something has cut the batch.
+    `batch_shape` `(B, N, P, K, 0)`, which holds no number; by it the forward sees when something has cut the batch.
 
     A row longer than `max_length` loses the end of its answer first, but not its first token, then the beginning of its
     prompt; so does a long pivot. Neither loses the connection index. `collator.truncated` counts such rows (in the
@@ -260,7 +260,7 @@ class ParallelCollator:
         return index
 
     def _main(self, tokens: list[list[int]], rows: list[_Row], left: bool) -> dict[str, Tensor]:
-        ids, mask, starts = self._stack(tokens, left)
+        ids, mask, starts = stacked(tokens, self._pad, self.pad_to_multiple_of, left)
         index = torch.tensor([start + row.connection_index for start, row in zip(starts, rows)])
         return {"input_ids": ids, "attention_mask": mask, "connection_index": index}
 
@@ -288,16 +288,9 @@ class ParallelCollator:
             place = {pivot: at for at, pivot in enumerate(distinct)}
             read["pivot_row"] = torch.tensor([place.get(pivot, -1) for pivot in pivots])
             pivots = distinct or [((), -1)]
-        ids, mask, starts = self._stack([list(tokens) for tokens, _ in pivots], left)
+        ids, mask, starts = stacked([list(tokens) for tokens, _ in pivots], self._pad, self.pad_to_multiple_of, left)
         index = [start + at if tokens else -1 for start, (tokens, at) in zip(starts, pivots)]
         return {"pivot_input_ids": ids, "pivot_attention_mask": mask, "pivot_index": torch.tensor(index), **read}
-
-    def _stack(self, tokens: list[list[int]], left: bool) -> tuple[Tensor, Tensor, list[int]]:
-        """Ids and mask `(B, T)`, and where each row starts."""
-        step = self.pad_to_multiple_of or 1
-        width = -(-max(1, *map(len, tokens)) // step) * step
-        mask = padded([[1] * len(row) for row in tokens], 0, width, left)
-        return padded(tokens, self._pad, width, left), mask, [width - len(row) if left else 0 for row in tokens]
 
 
 __all__ = ["ParallelCollator"]

@@ -10,9 +10,9 @@
 | `connection_index` | (B,) | int64 or int32 | the token of the main row that is connected; −1: none |
 | `gumbel_noise` | (B, L) | floating point | noise of the decision |
 | `loss_rows` | (K,) | int64 or int32 | flattened tokens whose next token has a label; −1: padding |
-| `batch_shape` | (B, P, K, 0) | any | no number: its shape tells whether something cut the batch (`check_whole`) |
+| `batch_shape` | (B, N, P, K, 0) | any | no number: its shape tells whether something cut the batch (`check_whole`) |
 
-Packed rows have N examples in B rows; N then stands for B in the connection's arguments.
+N is B, but for packed rows, which have N examples in B rows: N then stands for B in the connection's arguments.
 """
 
 from __future__ import annotations
@@ -110,15 +110,16 @@ def check_connection_arguments(taken: Mapping[str, Any], entries: int, layers: i
 def check_whole(taken: Mapping[str, Any]) -> None:
     """Raise when the batch is no longer as `ParallelCollator` made it, by the shape that it noted.
 
-    What cuts a batch cuts the first axis of each column, that of `batch_shape` too, but not its other axes.
+    What cuts a batch cuts the first axis of each column, that of `batch_shape` too, but not its other axes. The number
+    of rows has to be right as well: a pivot that all rows share stays whole where only the rows are cut.
     """
     noted = taken.get(BATCH_SHAPE)
     if noted is None:
         return
-    if not isinstance(noted, Tensor) or noted.ndim != 4:
-        raise ValueError(f"{BATCH_SHAPE}: expected what ParallelCollator gives, (B, P, K, 0), got {_got(noted)}")
-    _, pivots, labelled, _ = noted.shape
-    for name, count in (("pivot_input_ids", pivots), (LOSS_ROWS, labelled)):
+    if not isinstance(noted, Tensor) or noted.ndim != 5:
+        raise ValueError(f"{BATCH_SHAPE}: expected what ParallelCollator gives, (B, N, P, K, 0), got {_got(noted)}")
+    _, entries, pivots, labelled, _ = noted.shape
+    for name, count in ((INDEX, entries), ("pivot_row", entries), ("pivot_input_ids", pivots), (LOSS_ROWS, labelled)):
         value = taken.get(name)
         if value is not None and _first(value) != count:
             raise ValueError(f"{name}: expected {count} rows for this batch, got {_first(value)}: {_CUT}")
@@ -142,19 +143,32 @@ def _bank_of(taken: Mapping[str, Any]) -> Any:
 
 
 def _check_bank(bank: Any, taken: Mapping[str, Any], layers: int) -> None:
-    if taken.get("pivot_input_ids") is not None:
-        raise ValueError("pivot_bank: expected without pivot_input_ids, whose place it takes, got both")
+    for name in PIVOT_COLUMNS:
+        if taken.get(name) is not None:
+            raise ValueError(f"pivot_bank: expected without {name}, whose place it takes, got both")
     if not isinstance(bank, Tensor):
         raise TypeError(f"pivot_bank: expected a tensor or a PivotBank, got {type(bank).__name__}")
     if not bank.is_floating_point():
         raise TypeError(f"pivot_bank: expected a floating-point dtype, got {bank.dtype}")
     if bank.ndim != 3 or bank.shape[0] != layers:
         raise ValueError(f"pivot_bank: expected shape (L, P, d) with L = {layers}, got {tuple(bank.shape)}")
+    _check_usable(taken["pivot_bank"], bank.shape[1])
     if bank.requires_grad:
         raise ValueError(
             "pivot_bank: expected a bank without a gradient, got one that requires it; for pivot_grad=True give "
             "pivot_input_ids, so that the pivot pass is part of the step"
         )
+
+
+def _check_usable(given: Any, pivots: int) -> None:
+    usable = given.usable if isinstance(given, PivotBank) else None
+    if usable is None:
+        return
+    if not isinstance(usable, Tensor) or usable.dtype != torch.bool:
+        got = usable.dtype if isinstance(usable, Tensor) else type(usable).__name__
+        raise TypeError(f"pivot_bank: expected usable to be a bool tensor, got {got}")
+    if tuple(usable.shape) != (pivots,):
+        raise ValueError(f"pivot_bank: expected usable of shape (P,) = ({pivots},), got {tuple(usable.shape)}")
 
 
 def _check(name: str, value: Any, shape: tuple[int, ...], meaning: str) -> None:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cc_model.data.columns import BATCH_SHAPE, LOSS_ROWS
+from cc_model.data.columns import BATCH_SHAPE, INDEX, LOSS_ROWS
 from cc_model.data.positions import IGNORE_INDEX
 
 
@@ -17,6 +17,14 @@ def padded(rows: list[list[int]], fill: int, width: int, left: bool) -> Tensor:
         padding = [fill] * (width - len(row))
         made.append(padding + row if left else row + padding)
     return torch.tensor(made, dtype=torch.int64)
+
+
+def stacked(rows: list[list[int]], fill: int, multiple: int | None, left: bool) -> tuple[Tensor, Tensor, list[int]]:
+    """Ids and mask `(B, T)`, with T rounded up to a multiple, and where each row starts."""
+    step = multiple or 1
+    width = -(-max(1, *map(len, rows)) // step) * step
+    mask = padded([[1] * len(row) for row in rows], 0, width, left)
+    return padded(rows, fill, width, left), mask, [width - len(row) if left else 0 for row in rows]
 
 
 def loss_rows(labels: Tensor) -> Tensor:
@@ -37,8 +45,8 @@ def with_shape(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     if "pivot_row" not in batch and LOSS_ROWS not in batch:
         return batch
     labelled = batch[LOSS_ROWS].shape[0] if LOSS_ROWS in batch else 0
-    shape = (batch["input_ids"].shape[0], batch["pivot_input_ids"].shape[0], labelled, 0)
-    return {**batch, BATCH_SHAPE: torch.empty(shape, dtype=torch.int64)}
+    counted = [batch[name].shape[0] for name in ("input_ids", INDEX, "pivot_input_ids")]
+    return {**batch, BATCH_SHAPE: torch.empty((*counted, labelled, 0), dtype=torch.int64)}
 
 
-__all__ = ["loss_rows", "padded", "with_shape"]
+__all__ = ["loss_rows", "padded", "stacked", "with_shape"]

@@ -43,7 +43,7 @@ class PlainCall:
         """What `run` returns, with the last hidden state `(1, K, d)` where head and loss read K tokens alone."""
         if self.loss_rows is None:
             return self.run(body, stock, named)
-        named.pop(SHIFTED, None)  # meant for the loss; some families hand it to that alone
+        named.pop(SHIFTED, None)  # meant for the loss; some families and a head of TRL take it out themselves
         output = self.run(body, stock, named)
         hidden = flatten(hidden_of(output))
         output.last_hidden_state = capture_rows(hidden, self.loss_rows.to(hidden.device))[None]
@@ -56,6 +56,7 @@ class ConnectedCall(PlainCall):
     Args:
         connection: the model's `cc` module.
         slots: the slots of all layers.
+        shape: (B, T) of the tokens.
         index: `(B,)` connection index within the tokens of this call; None for the last attended token.
         noise: Gumbel noise `(B, L)`; None draws it in training and decides without noise otherwise.
     """
@@ -64,21 +65,24 @@ class ConnectedCall(PlainCall):
         self,
         connection: CrossLingualConnection,
         slots: list[LayerSlot],
+        shape: tuple[int, int],
         index: Tensor | None = None,
         noise: Tensor | None = None,
     ) -> None:
         self.connection = connection
         self.slots = slots
+        self.rows, self.length = shape
         self.index = index
         self.noise = noise
         self.decision_weights: Tensor | None = None
 
-    def connection_index(self, named: dict[str, Any], rows: int, length: int, device: torch.device) -> Tensor:
+    def connection_index(self, named: dict[str, Any], device: torch.device) -> Tensor:
         """`(B,)` on `device`: the given index, or the last attended token."""
         if self.index is not None:
             return self.index.to(device)
         mask = named.get("attention_mask")
-        return last_tokens(mask if isinstance(mask, Tensor) and mask.ndim == 2 else None, rows, length, device)
+        mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        return last_tokens(mask, self.rows, self.length, device)
 
     def decide(self, bank: Tensor, embeds: Tensor, rows: Tensor, **transform: Tensor | None) -> Tensor:
         """The update `(B, d)`; `decision_weights` `(B, L)` are kept, with zeros for rows that are skipped.

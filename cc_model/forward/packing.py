@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from cc_model.compat import CACHE, cache_of
+from cc_model.generation import PACKED_BY
 
-PACKING_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
+PACKED = frozenset(PACKED_BY)
 
 
 def check_packed(examples: int, named: dict[str, Any], rows: int) -> None:
@@ -48,7 +49,7 @@ def check_packed(examples: int, named: dict[str, Any], rows: int) -> None:
 
 def refuse_packing(named: dict[str, Any]) -> None:
     """Raise for packed rows with one index and pivot per row: several examples in a row need several."""
-    for name in PACKING_ARGUMENTS:
+    for name in PACKED_BY[1:]:
         if named.get(name) is not None:
             raise NotImplementedError(f"{name}: {_ONE_PER_EXAMPLE}")
     positions, mask = named.get("position_ids"), named.get("attention_mask")

@@ -28,10 +28,10 @@ from cc_model.forward.calls import (
     ConnectedCall,
     flatten,
     hidden_of,
-    input_shape,
     token_embeddings,
     with_embeddings,
 )
+from cc_model.forward.masks import with_ready_mask
 from cc_model.forward.passes import CapturePass, InjectPass, LayerSlot
 from cc_model.forward.reentrant import carried, uses_reentrant_checkpointing
 
@@ -48,11 +48,12 @@ class PivotCall(ConnectedCall):
         self,
         connection: CrossLingualConnection,
         slots: list[LayerSlot],
+        shape: tuple[int, int],
         pivots: dict[str, Any],
         packed: bool = False,
         **shared: Any,
     ) -> None:
-        super().__init__(connection, slots, **shared)
+        super().__init__(connection, slots, shape, **shared)
         self.pivot_ids: Any = pivots.get("pivot_input_ids")
         self.pivot_mask, self.pivot_index = pivots.get("pivot_attention_mask"), pivots.get("pivot_index")
         self.pivot_row = pivots.get("pivot_row")
@@ -62,17 +63,17 @@ class PivotCall(ConnectedCall):
 
     def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BodyOutput:
         """Pivot pass, decision, main pass with the connection."""
-        rows, length = input_shape(named)
         config, training = self.connection.config, self.connection.training
         share = config.simulated_share if training else 0.0
-        bank, usable = self.pivot_bank(body, stock) if share < 1 else (None, self.usable())
         if self.packed:
             named = {**named, "use_cache": False}  # with a cache the stock model ignores that positions restart
         # One lookup serves both the decision and the main pass, so that the embedding gets one dense gradient, not two.
         embeds = token_embeddings(body, named)
-        index = self.connection_index(named, rows, length, embeds.device)
-        tokens, in_row = self.located(index, rows, length)
+        main = with_ready_mask(body, named, embeds)
+        bank, usable = self.pivot_bank(body, stock) if share < 1 else (None, self.usable())
+        index = self.connection_index(named, embeds.device)
         source, has_pivot = self.source(usable, index)
+        tokens, in_row = self.located(index)
         keep = in_row & has_pivot
         if training and config.connection_dropout > 0:
             keep = keep & (torch.rand(keep.shape, device=keep.device) >= config.connection_dropout)
@@ -80,20 +81,21 @@ class PivotCall(ConnectedCall):
         if share > 0:
             bank, source = self.with_simulated(bank, source, body, stock, named, tokens, share)
         assert bank is not None
-        row_embeds = capture_rows(flatten(embeds), tokens, assume_valid=True)
-        update = self.decide(bank, row_embeds, mark_skipped(source, skip))
+        source, added_at = mark_skipped(source, skip), mark_skipped(tokens, skip)
+        update = self.decide(bank, capture_rows(flatten(embeds), tokens, assume_valid=True), source)
         if uses_reentrant_checkpointing(body) and update.requires_grad:
             embeds, update = carried(embeds, update)
-        injection = InjectPass(mark_skipped(tokens, skip), update)
-        output = stock(**with_embeddings(body, named, embeds), cc_pass=injection)
+        injection = InjectPass(added_at, update)
+        output = stock(**with_embeddings(body, main, embeds), cc_pass=injection)
         injection.check()
         return output
 
-    def located(self, index: Tensor, rows: int, length: int) -> tuple[Tensor, Tensor]:
+    def located(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """The connected tokens in the flattened `(B * T)` axis, and which of them are in range."""
         if self.packed:  # flat already
-            return index.clamp(0, rows * length - 1), in_range(index, rows * length)
-        return located(index, length)
+            count = self.rows * self.length
+            return index.clamp(0, count - 1), in_range(index, count)
+        return located(index, self.length)
 
     def source(self, usable: Tensor | None, index: Tensor) -> tuple[Tensor, Tensor]:
         """The row of the bank that each row reads `(B,)`, and whether that is a pivot `(B,)`.
@@ -146,6 +148,9 @@ class PivotCall(ConnectedCall):
                 "got a bank"
             )
         bank, usable = self.given_bank
+        width = self.connection.hidden_size
+        if bank.shape[-1] != width:
+            raise ValueError(f"pivot_bank: expected shape (L, P, d) with d = {width}, got {tuple(bank.shape)}")
         return bank.to(self.connection.device_like(bank)), usable
 
     def usable(self) -> Tensor | None:

@@ -12,6 +12,7 @@ from cc_model.compat import cache_of
 from cc_model.connection.notices import say_once
 from cc_model.connection.state import CrossLingualConnection
 from cc_model.data.columns import (
+    BATCH_SHAPE,
     CONNECTION_ARGUMENTS,
     INDEX,
     LOSS_ROWS,
@@ -26,7 +27,7 @@ from cc_model.data.modalities import refuse_other_modalities
 from cc_model.data.positions import before_first_label
 from cc_model.forward.calls import PlainCall, input_shape
 from cc_model.forward.head import labelled_rows
-from cc_model.forward.packing import check_packed, refuse_packing
+from cc_model.forward.packing import PACKED, check_packed, refuse_packing
 from cc_model.forward.pivot_call import PivotCall
 from cc_model.forward.simulated_call import SimulatedCall
 from cc_model.generation import GenerationState
@@ -63,46 +64,48 @@ def plan(model: Any, named: dict[str, Any]) -> PlainCall:
             f"model.cc: expected the connection, got {type(connection).__name__}; an adapter wrapped it. Use "
             "modules_to_save=['decision_maker']"
         )
-    rows, length = input_shape(named)
-    check_whole(taken)
-    call = _connected(model, named, taken, generation, rows, length)
-    if connection.training:
-        call.loss_rows = labelled_rows(named, taken[LOSS_ROWS], rows, length)
+    if taken[BATCH_SHAPE] is not None:
+        check_whole(taken)
+    call = _connected(model, named, taken, generation)
+    if connection.training and taken[LOSS_ROWS] is not None:
+        call.loss_rows = labelled_rows(named, taken[LOSS_ROWS], *input_shape(named))
     return call
 
 
 def _connected(
-    model: Any, named: dict[str, Any], taken: dict[str, Any], generation: GenerationState | None, rows: int, length: int
+    model: Any, named: dict[str, Any], taken: dict[str, Any], generation: GenerationState | None
 ) -> PlainCall:
     """The call, as far as the connection decides it."""
     connection = model.cc
     if not connection.enabled:
         return PlainCall()
+    if generation is not None:
+        return _plan_generation(model, named, generation, taken)
     english = has_pivots(taken)
-    if not english and (generation is None or generation.pivot is None):
+    if not english:
         refuse_orphans(taken, connection.training)
         if connection.training:
             _warn_of_plain_step(connection, named)
         if connection.training or not connection.simulates:
             return PlainCall()
     refuse_other_modalities(named)
-    if generation is not None:
-        return _plan_generation(model, named, generation, taken, rows, length)
+    tokens = named.get("input_ids")
+    rows, length = (named["inputs_embeds"] if tokens is None else tokens).shape[:2]
     entries = entries_of(taken, rows)
     packed = entries != rows
     check_connection_arguments(taken, entries, connection.num_layers)
     if packed:
         check_packed(entries, named, rows)
-    else:
+    elif not PACKED.isdisjoint(named):
         refuse_packing(named)
     index, labels = taken[INDEX], named.get("labels")
     if index is None and isinstance(labels, Tensor):
         index = before_first_label(labels)
     if connection.training:
         _warn_of_mistakes(connection, index)
-    shared: dict[str, Any] = {"index": index, "noise": taken[NOISE]}
+    shared: dict[str, Any] = {"shape": (rows, length), "index": index, "noise": taken[NOISE]}
     if english:
-        return PivotCall(connection, model.cc_slots(), taken, packed=packed, **shared)
+        return PivotCall(connection, model.cc_slots(), pivots=taken, packed=packed, **shared)
     if taken[INDEX] is None:
         cache = cache_of(named)
         if cache is not None and int(cache.get_seq_length()) > 0:
@@ -113,19 +116,24 @@ def _connected(
 
 
 def _plan_generation(
-    model: Any, named: dict[str, Any], generation: GenerationState, taken: dict[str, Any], rows: int, length: int
+    model: Any, named: dict[str, Any], generation: GenerationState, taken: dict[str, Any]
 ) -> PlainCall:
     """The call of one step of `generate`: connected when its tokens hold a connection index."""
+    if generation.pivot is None and (model.cc.training or model.cc.transform_matrix is None):
+        return PlainCall()  # the matrix was dropped, or the mode changed, in the middle of the call
+    rows, length = input_shape(named)
     window = generation.enter(length, cached=cache_of(named) is not None)
     if window is None:
         return PlainCall()
     generation.connected = True
-    check_connection_arguments(taken, rows, model.cc.num_layers)
-    refuse_packing(named)
+    if taken[NOISE] is not None:
+        check_connection_arguments(taken, rows, model.cc.num_layers)
+    if generation.places_tokens:
+        refuse_packing(named)
     index = generation.local_index(window, rows)
-    shared: dict[str, Any] = {"index": index, "noise": taken[NOISE]}
+    shared: dict[str, Any] = {"shape": (rows, length), "index": index, "noise": taken[NOISE]}
     if generation.pivot is not None:
-        return PivotCall(model.cc, model.cc_slots(), generation.pivot, **shared)
+        return PivotCall(model.cc, model.cc_slots(), pivots=generation.pivot, **shared)
     first = generation.first_index - window if generation.first_index >= window else 0
     return SimulatedCall(
         model.cc,

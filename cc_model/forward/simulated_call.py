@@ -17,7 +17,7 @@ from cc_model.connection.notices import notices_of, say_once
 from cc_model.connection.state import CrossLingualConnection
 from cc_model.data.positions import flat_rows, in_range, located, mark_skipped
 from cc_model.fast_paths.rollback import roll_back, rollback_obstacle
-from cc_model.forward.calls import Body, BodyOutput, ConnectedCall, asks_for, flatten, hidden_of, input_shape
+from cc_model.forward.calls import Body, BodyOutput, ConnectedCall, asks_for, flatten, hidden_of
 from cc_model.forward.passes import CapturePass, LayerSlot
 from cc_model.forward.replay import connected_replay
 
@@ -40,24 +40,25 @@ class SimulatedCall(ConnectedCall):
         self,
         connection: CrossLingualConnection,
         slots: list[LayerSlot],
+        shape: tuple[int, int],
         first_index: int | None = None,
         logits_to_keep: int | Tensor = 0,
         compile_config: CompileConfig | None = None,
         **shared: Any,
     ) -> None:
-        super().__init__(connection, slots, **shared)
+        super().__init__(connection, slots, shape, **shared)
         self.first_index = first_index
         self.logits_to_keep = logits_to_keep
         self.compile_config = compile_config
 
     def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BodyOutput:
         """Capture, decide, run again from the first connection index on."""
-        rows, length = input_shape(named)
+        length = self.length
         use_cache = named.get("use_cache")
         keep_cache = body.config.get_text_config(decoder=True).use_cache if use_cache is None else use_cache
         cache = cache_of(named)
         device = (named["input_ids"] if named.get("input_ids") is not None else named["inputs_embeds"]).device
-        index = self.connection_index(named, rows, length, device)
+        index = self.connection_index(named, device)
         rolled = cache if cache is not None else DynamicCache(config=body.config)
         two_prefills = self.obstacle(named, rolled, length)
         start = 0 if two_prefills is not None else self.first_row(index, length)

@@ -109,8 +109,8 @@ def model_class(config: Any) -> Any:
     """
     for name in config.architectures or ():
         named: Any = getattr(transformers, name, None)
-        fits = isinstance(named, type) and issubclass(named, GenerationMixin)
-        if fits and isinstance(config, getattr(named, "config_class", ())):
+        generates = isinstance(named, type) and issubclass(named, GenerationMixin)
+        if generates and isinstance(config, named.config_class):
             return named
     mapping: Any = AutoModelForCausalLM._model_mapping
     if type(config) not in mapping:

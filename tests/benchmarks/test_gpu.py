@@ -181,15 +181,43 @@ def test_how_a_job_fails_is_told(tmp_path, program, told, status, said):
     assert said in ended.tail
 
 
-def test_a_job_is_stopped_with_what_it_started(tmp_path, program, monkeypatch):
-    text = PROGRAM.replace("time.sleep(60)", "import subprocess; subprocess.run(['sleep', '61.5'])")
-    (tmp_path / "told.py").write_text(text)
+@pytest.mark.parametrize("listens", [True, False], ids=["listens", "ignores"])
+def test_a_job_is_stopped_with_what_it_started(tmp_path, program, monkeypatch, listens):
+    """Also one that does not listen, and whose children do not either."""
+    monkeypatch.setattr(running, "GRACE", 0.5)
+    seconds = f"61.{os.getpid()}"
+    deaf = "" if listens else "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    told = f"{deaf}import subprocess; subprocess.run(['sleep', '{seconds}'])"
+    (tmp_path / "told.py").write_text(PROGRAM.replace("time.sleep(60)", told))
     started = time.monotonic()
-    ended = run(program, ["sleep", str(tmp_path / "record.json")], tmp_path / "log", 1.0, needs_gpu=False)
+    ended = run(program, ["sleep", str(tmp_path / "record.json")], tmp_path / "log", 1.5, needs_gpu=False)
     assert ended.status is None
-    assert time.monotonic() - started < 20
-    lines = [Path(f"/proc/{pid}/cmdline") for pid in os.listdir("/proc") if pid.isdigit()]
-    assert not any(b"61.5" in line.read_bytes() for line in lines if line.exists())
+    assert time.monotonic() - started < 30
+    assert not running_commands(seconds)
+
+
+def test_what_a_job_left_behind_does_not_outlive_it(tmp_path, program):
+    seconds = f"62.{os.getpid()}"
+    told = f"__import__('subprocess').Popen(['sleep', '{seconds}'])\n    return int"
+    (tmp_path / "told.py").write_text(PROGRAM.replace("return int", told))
+    assert run(program, ["nothing"], tmp_path / "log", 30, needs_gpu=False).status == 0
+    assert not running_commands(seconds)
+
+
+def running_commands(word):
+    """Commands of living processes that have a word in them; one that is killed may take a moment to go."""
+    for _ in range(40):
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                found.append((process / "cmdline").read_text())
+            except OSError:  # gone meanwhile
+                continue
+        found = [command for command in found if word in command]
+        if not found:
+            break
+        time.sleep(0.05)
+    return found
 
 
 def test_an_unusable_device_starts_a_fresh_interpreter(tmp_path, monkeypatch):

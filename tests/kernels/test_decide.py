@@ -11,9 +11,9 @@ from cc_kernels.ops.decision.config import (
     TILE,
     TILE_BYTES,
     bank_config,
+    columns_config,
     mix_config,
     output_config,
-    weight_config,
 )
 
 HARD = pytest.mark.parametrize("hard", [True, False], ids=["hard", "soft"])
@@ -131,7 +131,7 @@ def test_configuration(model, rows, element_size, gpu):
             assert layers <= output.block_layers < 2 * layers
             assert output.block_layers * output.block_partials <= TILE
     counts = {"width_blocks", "parts", "stages"}
-    for config in (bank, mix, output, weight_config(layers, width, gpu.warp_size)):
+    for config in (bank, mix, output, columns_config(layers, width, gpu)):
         assert all(value == power_of_two(value) for name, value in vars(config).items() if name not in counts)
         assert 32 <= config.num_warps * gpu.warp_size <= 256
 

@@ -240,6 +240,26 @@ def test_rows_of_every_kind_are_shown():
     assert all(text in shown for text in ("{'any': ['thing']}", "[bold]Hallo", "日本の通貨は？", "[/b] a", "4"))
 
 
+def test_nobody_reads_any_more():
+    """As in `python -m train.sft ... | head -1`."""
+    code = (
+        "import sys\n"
+        "from train.common.console import open_console, say\n"
+        "console = open_console()\n"
+        "sys.stdin.readline()\n"
+        "for _ in range(20_000): say(console, 'a line that fills the pipe')\n"
+        "console.print('a table')\n"
+        "print('the work is done', file=sys.stderr)\n"
+    )
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, **pipes) as process:
+        process.stdout.close()
+        process.stdin.write("go\n")
+        process.stdin.close()
+        assert process.stderr.read().strip() == "the work is done"
+        assert process.wait() == 0
+
+
 def test_a_console_of_its_own_is_made_safe_too():
     """Also one whose errors are surrogate escapes, which fail for ordinary characters."""
     for errors in ("strict", "surrogateescape"):

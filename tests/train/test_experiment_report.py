@@ -7,7 +7,7 @@ import pytest
 from train.experiment.pool import read_results
 from train.experiment.report import render
 from train.experiment.settings import Condition, Settings, read_settings
-from train.experiment.statistics import difference, estimate
+from train.experiment.statistics import difference, estimate, student_t
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "train" / "configs"
@@ -49,6 +49,9 @@ def test_estimates():
     found = estimate([1.0, 3.0])
     assert found.mean == 2.0
     assert found.half == pytest.approx(12.7062047)  # t of one degree of freedom, times s/√n = 1
+    for freedom, quantile in ((1, 12.7062047), (2, 4.3026527), (3, 3.1824463), (9, 2.2621572), (100, 1.9839715)):
+        assert student_t(freedom) == pytest.approx(quantile, rel=1e-7)  # from published tables
+    assert student_t(5, confidence=0.99) == pytest.approx(4.0321430, rel=1e-7)
     assert estimate([5.0]).half is None
     assert not estimate([5.0]).clear
     assert difference({0: 1.0}, {1: 1.0}) is None

@@ -1,6 +1,5 @@
-"""One word per mode, one option per field of `CCConfig`, and rooms whose imports go one way."""
+"""One word per mode, one option per field of `CCConfig`; the examples of the common room."""
 
-import ast
 import dataclasses
 import doctest
 import importlib
@@ -95,42 +94,6 @@ def test_texts_of_a_docstring():
 def test_a_model_that_is_going_to_train_has_no_simulated_rows_yet():
     model = connect(tiny_model("llama"), CCConfig(simulated_share=0.5, inject_layer=1))
     assert (model.cc.config.simulated_share, model.cc.config.inject_layer) == (0.0, 1)
-
-
-# From the top: a room imports from itself and from those after it.
-ROOMS = ("commands", "demo", "experiment", "evaluation", "data", "common")
-APART = {("evaluation", "data"), ("data", "evaluation")}
-
-
-def room(module):
-    part = module.split(".")[1] if "." in module else module
-    return part if (TRAIN / part).is_dir() else "commands"
-
-
-def imports(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-        elif isinstance(node, ast.Import):
-            yield from (name.name for name in node.names)
-
-
-def test_rooms_import_one_way():
-    wrong = []
-    for path in sorted(TRAIN.rglob("*.py")):
-        module = ".".join(path.relative_to(TRAIN.parent).with_suffix("").parts)
-        for target in imports(path):
-            if target.split(".")[0] == "train" and target != "train":
-                one, other = room(module), room(target)
-                if ROOMS.index(one) > ROOMS.index(other) or (one, other) in APART:
-                    wrong.append(f"{module} imports {target}")
-    assert wrong == []
-
-
-def test_the_library_does_not_import_the_scripts():
-    for package in ("cc_model", "cc_kernels"):
-        for path in sorted((TRAIN.parent / package).rglob("*.py")):
-            assert not [target for target in imports(path) if target.split(".")[0] == "train"], path
 
 
 @pytest.mark.parametrize("path", sorted((TRAIN / "common").glob("*.py")), ids=lambda path: path.stem)

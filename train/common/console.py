@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any
 
 from rich.console import Console
 
 FORGIVING = ("replace", "backslashreplace", "namereplace", "xmlcharrefreplace", "ignore")
+
+
+class _Patient(Console):
+    """Goes on when nobody reads any more, as after `| head`: what is shown is not what the work is for."""
+
+    def on_broken_pipe(self) -> None:
+        """Show nothing from here on; rich would end the program."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def open_console(console: Console | None = None) -> Console:
@@ -23,7 +36,7 @@ def open_console(console: Console | None = None) -> Console:
         >>> stream.buffer.getvalue()
         b'R? [/0.9] ??\\n'
     """
-    console = console or Console()
+    console = console or _Patient()
     stream: Any = console.file
     if getattr(stream, "errors", None) not in FORGIVING and hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="replace")

@@ -7,6 +7,7 @@ the options said then. Other options now would go unnoticed, or train one model 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -65,7 +66,7 @@ def check_options(checkpoint: str, options: Mapping[str, Any]) -> None:
         raise _other("method", checkpoint, method, options["model"]["method"])
     given = {**options["model"], **options["collator"], **{name: options["data"][name] for name in COLUMNS}}
     for name, value in _kept(checkpoint, kept, method):
-        if name in given and _plain(value) != _plain(given[name]):
+        if name in given and not _same(name, value, given[name]):
             raise _other(name, checkpoint, value, given[name])
 
 
@@ -75,7 +76,7 @@ def other_rows(checkpoint: str, options: Mapping[str, Any]) -> list[str]:
     return [
         f"{name}: the checkpoint was trained with {_shown(kept[name])}, now it is {_shown(value)}"
         for name, value in options["data"].items()
-        if name in kept and _plain(kept[name]) != _plain(value)
+        if name in kept and not _same(name, kept[name], value)
     ]
 
 
@@ -100,11 +101,11 @@ def _kept(checkpoint: str, kept: Mapping[str, Any], method: str | None) -> Itera
     yield from ((name, kept["data"][name]) for name in COLUMNS if name in kept.get("data", {}))
 
 
-def _plain(value: Any) -> Any:
-    """A folder by whichever path it was named; lists and tuples are equal."""
-    if isinstance(value, str) and Path(value).exists():
-        return str(Path(value).resolve())
-    return list(value) if isinstance(value, tuple) else value
+def _same(name: str, old: Any, new: Any) -> bool:
+    """Whether two values of an option are one; a folder is the same by whichever path it was named."""
+    if name in ("model", "dataset") and old and new:
+        return os.path.realpath(old) == os.path.realpath(new)
+    return old == new
 
 
 def check_parts(checkpoint: str, model: Any, tokenizer: Any, options: ModelArguments) -> None:
@@ -121,14 +122,13 @@ def check_parts(checkpoint: str, model: Any, tokenizer: Any, options: ModelArgum
         new = json.loads(model.config.to_json_string(use_diff=False))
         differing = [name for name in old if _is_of_the_model(name) and name in new and new[name] != old[name]]
         if differing:
-            name = min(
-                differing, key=lambda name: f'"{name}"' not in (options.scratch or "")
-            )  # what was asked for first
+            asked = [name for name in differing if f'"{name}"' in (options.scratch or "")]  # others follow from these
+            name = (asked or differing)[0]
             named = "scratch_vocab_size" if (name, source) == ("vocab_size", "scratch") else source
             raise _other(named, checkpoint, f"{name}={old[name]}", f"{name}={new[name]}")
         dtype, now = old.get("dtype", old.get("torch_dtype")), str(model.dtype).removeprefix("torch.")
-        # DeepSpeed saves its own 16-bit weights: with the option of then, the kept numbers are not asked.
-        if dtype not in (None, now) and kept.get("model", {}).get("dtype") != options.dtype:
+        # DeepSpeed and FSDP train and save weights of their own type: with the option of then, theirs is not asked.
+        if dtype not in (None, now) and kept.get("model", {}).get("dtype", options.dtype) != options.dtype:
             raise _other("dtype", checkpoint, dtype, now)
     if any(folder.glob("tokenizer*")):
         _check_tokenizer(checkpoint, load_tokenizer(checkpoint), tokenizer, options)

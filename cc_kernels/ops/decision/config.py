@@ -17,6 +17,7 @@ MOST_AHEAD = 4  # tiles
 # Sizes are chosen for this many rows, whatever their number: another size would be another variant to compile, and a
 # batch of a new size would stall training.
 TYPICAL_ROWS = 16
+MOST_REPEATED_ROWS = 64  # whose ∂z every program of the second launch backward works out for itself
 
 
 def few_programs(gpu: Gpu) -> int:
@@ -49,8 +50,8 @@ class MixConfig:
 
 
 @dataclass(frozen=True)
-class WeightConfig:
-    """The last launch backward: one program per block of layers and columns of W, over all rows."""
+class ColumnsConfig:
+    """The last launch backward: one program per block of columns and of layers, over all rows in groups."""
 
     block_layers: int
     block_rows: int
@@ -139,13 +140,21 @@ def mix_config(layers: int, width: int, element_size: int, gpu: Gpu) -> MixConfi
 
 
 @lru_cache(maxsize=1024)
-def weight_config(layers: int, width: int, warp_size: int) -> WeightConfig:
-    """32 by 32 of W, 16 rows at a time: a small product that stays in registers; tensor cores have no fp32."""
-    return WeightConfig(
-        block_layers=min(max(power_of_two(layers), 16), 32),
+def columns_config(layers: int, width: int, gpu: Gpu) -> ColumnsConfig:
+    """All of up to 64 layers by 32 columns, wider while about one program for each processor and half a `TILE` remain.
+
+    16 rows at a time: small products that stay in registers; tensor cores have no fp32, and a product of tiles takes 16
+    of each axis at least. More layers are taken by 32: a product over 128 of them spilled on sm_100.
+    """
+    block_layers = max(power_of_two(layers), 16) if layers <= 64 else 32
+    block_width = 32
+    while blocks(width, 2 * block_width) >= few_programs(gpu) and 2 * block_width * block_layers <= TILE // 2:
+        block_width *= 2
+    return ColumnsConfig(
+        block_layers=block_layers,
         block_rows=16,
-        block_width=min(max(power_of_two(width), 16), 32),
-        num_warps=128 // warp_size,
+        block_width=min(block_width, max(power_of_two(width), 16)),
+        num_warps=128 // gpu.warp_size,
     )
 
 

@@ -50,6 +50,16 @@ def test_the_end_of_a_turn_in_the_answer_is_not_the_templates(encode):
     assert encode("nothing", "zwei [/INST]") == ["zwei", "[/INST]", "</s>"]
 
 
+def test_a_special_token_before_an_empty_answer_does_not_end_it():
+    tokenizer = make_tokenizer("mistral")
+    for end, expected in (("''", "</s>"), ("' [/INST]'", "[/INST]")):
+        written = TURNS.replace("message['content'] ~ END", "'[INST] ' ~ message['content'] ~ " + end)
+        tokenizer.chat_template = written + PROMPT
+        for answer in ("", " ", "zwei"):
+            encoded = Encoder(tokenizer).encode([{"instruction": "eins", "output": answer}], answers=True)[0].answer
+            assert tokenizer.convert_ids_to_tokens(encoded) == ["[INST]", *answer.split(), expected]
+
+
 def test_the_plain_format_ends_too():
     tokenizer = make_tokenizer("plain")
     for answer in ("zwei", "zwei <pad>", "zwei </s>"):
