@@ -14,6 +14,7 @@ from model_pairs import batch, gradients, gumbel
 from transformers import AutoConfig
 
 from cc_model import CCConfig, connection_disabled, unpatch_model
+from cc_model.specs import block_of, layers_of, spec_of
 
 BROKEN = {"llama4": "its own forward raises: its text model's output has no image_outputs"}
 
@@ -92,6 +93,20 @@ def first(output):
 
 def addend_width(model):
     return model.config.get_text_config(decoder=True).hidden_size
+
+
+@torch.no_grad()
+def test_fused_blocks_compute_what_the_stock_ones_do(family):
+    """On inputs so large that every activation, and each form of GELU, differs from the others."""
+    stock, model = made(family)
+    x = 10 * torch.randn(5, addend_width(stock), generator=torch.Generator().manual_seed(0))[None]
+    for theirs, ours in zip(oracle.layers(stock), layers_of(model)):
+        block = block_of(ours, spec_of(model))
+        if block.cc_fused is None:
+            continue
+        expected = block_of(theirs, spec_of(model))(x)
+        torch.testing.assert_close(block(x), expected, rtol=1e-5, atol=1e-5)
+        assert expected.abs().max() > 0.1
 
 
 @torch.no_grad()

@@ -12,9 +12,10 @@ from families import LAYERS, made, same_gradients, tiny
 from model_pairs import batch, gradients, gumbel
 from shared_pivots import loss_rows_of
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from cc_model import connection_disabled, fit_transform_matrix, from_pretrained, patch_model, report
+from cc_model.fast_paths.rollback import rollback_obstacle
 from cc_model.specs import SPECS, ModelSpec, addend_of, block_of, layers_of, spec_of
 from cc_model.testing import tiny_config, tiny_model
 
@@ -180,6 +181,46 @@ def test_a_spec_that_names_what_is_not_there(monkeypatch):
     with pytest.raises(ValueError, match=r"layer 0 \(LlamaDecoderLayer\) has no 'post_feedforward_layernorm', whose"):
         patch_model(model)
     assert [type(module) for module in model.modules()] == before
+
+
+@pytest.mark.parametrize("family", ["gemma4_text", "gemma4"])
+def test_tokens_with_equal_embeddings(family):
+    """Gemma 4 reads a second embedding by the ids; searched in the first one they would not be found."""
+    stock, model = made(family)
+    with torch.no_grad():
+        for one in (stock, model):
+            weight = one.get_input_embeddings().weight
+            weight[8] = weight[int(ROWS["input_ids"][0, 0])]
+    noise = gumbel(3, LAYERS)
+    weight = model.cc.decision_maker.weight.detach()
+    expected = oracle.training_forward(stock.train(), weight, ROWS, noise, INDEX, [8, 7, 6])
+    assert model.train()(**ROWS, gumbel_noise=noise).loss.item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_a_cache_that_holds_more_than_its_layers_is_not_rolled_back():
+    class Own(DynamicCache):
+        """As MiniMax's."""
+
+    assert rollback_obstacle(DynamicCache(), 1) is None
+    assert rollback_obstacle(Own(), 1) == "a cache of type Own cannot be rolled back"
+
+
+@pytest.mark.parametrize("family", ["gemma4_text", "gemma4", "gemma2"])
+def test_as_many_logits_as_asked_for(family):
+    """Gemma 4's head tells by the length of what its body returns whether that was cut already."""
+    stock, model = made(family)
+    with torch.no_grad():
+        expected = simulated(stock, model).logits
+        for kept in (0, 1, 3):
+            logits = model(ROWS["input_ids"], **AT, logits_to_keep=kept).logits
+            torch.testing.assert_close(logits, expected[:, -kept:], rtol=0, atol=1e-5)
+
+
+def test_what_runs_on_all_tokens():
+    _, model = made("gemma2")
+    assert "captures: the last layer's feed-forward block runs on all tokens (the layer adds the output of " in str(
+        report(model)
+    )
 
 
 def test_gate_and_up_in_one_projection_run_fused():

@@ -31,7 +31,7 @@ VARIANTS = {
     "gpt_neox": {"one after the other": {"use_parallel_residual": False}},
     "llama4_text": {"all experts": {"interleave_moe_layer_step": 1}},
     "phi3": {"gelu": {"hidden_act": "gelu"}},
-    "gemma": {"erf": {"hidden_activation": "gelu", "hidden_act": "gelu"}},
+    "llama": {"gelu": {"hidden_act": "gelu"}},
 }
 MODELS = {name: (name, {}) for name in sorted(SPECS)}
 MODELS |= {f"{name}, {kind}": (name, options) for name, kinds in VARIANTS.items() for kind, options in kinds.items()}
