@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from einops import einsum, reduce
 from torch import Tensor
 
+from cc_kernels.library import is_transformed
+
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which arithmetic on `dtype` is done: fp32 for the 16-bit types, else `dtype` itself."""
@@ -76,6 +78,20 @@ class _StraightThrough(torch.autograd.Function):
         return grads[0], None
 
 
+class _TransformedStraightThrough(_StraightThrough):
+    """The same under `torch.func`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(soft: Tensor, hard: Tensor) -> Tensor:  # type: ignore[override]
+        return hard.view_as(hard)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+
 class _SelectRow(torch.autograd.Function):
     """Forward: `bank[index[k], k]`, copied. Backward: that of `Σ_l weights[k,l] bank[l,k]` at one-hot weights."""
 
@@ -90,12 +106,30 @@ class _SelectRow(torch.autograd.Function):
         bank, index = ctx.saved_tensors
         grad_bank = grad_weights = None
         if ctx.needs_input_grad[0]:
-            grad_bank = torch.zeros_like(bank)
-            grad_bank[index, torch.arange(bank.shape[1], device=bank.device)] = grads[0].to(bank.dtype)
+            chosen = (index, torch.arange(bank.shape[1], device=bank.device))
+            zeros, grad = torch.zeros_like(bank), grads[0].to(bank.dtype)
+            # vmap cannot write rows that differ from sample to sample into a bank that they share.
+            grad_bank = zeros.index_put(chosen, grad) if is_transformed() else zeros.index_put_(chosen, grad)
         if ctx.needs_input_grad[1]:
             wide = wide_dtype(bank.dtype)
             grad_weights = einsum(grads[0].to(wide), bank.to(wide), "k d, l k d -> k l").to(ctx.weights_dtype)
         return grad_bank, grad_weights, None
+
+
+class _TransformedSelectRow(_SelectRow):
+    """The same under `torch.func`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(bank: Tensor, weights: Tensor, index: Tensor) -> Tensor:  # type: ignore[override]
+        return bank[index, torch.arange(bank.shape[1], device=bank.device)]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        bank, weights, index = inputs
+        ctx.save_for_backward(bank, index)
+        ctx.weights_dtype = weights.dtype
 
 
 def _choose(
@@ -117,8 +151,9 @@ def _choose(
     if not hard:
         return soft, None
     index = logits.argmax(dim=-1)
-    one_hot = torch.zeros_like(soft).scatter_(1, index[:, None], 1.0)
-    return _StraightThrough.apply(soft, one_hot), index
+    one_hot = torch.zeros_like(soft).scatter(1, index[:, None], 1.0)
+    straight_through = _TransformedStraightThrough if is_transformed() else _StraightThrough
+    return straight_through.apply(soft, one_hot), index
 
 
 def decide(
@@ -146,7 +181,8 @@ def connect(
     """`decide`, then `update[k] = Σ_l weights[k,l] bank[l,k]`; when `hard`, the chosen row itself."""
     weights, index = _choose(bank, embeds, weight, noise, temperature, hard, bank_weight)
     if index is not None:
-        return _SelectRow.apply(bank, weights, index), weights
+        select_row = _TransformedSelectRow if is_transformed() else _SelectRow
+        return select_row.apply(bank, weights, index), weights
     mixed = einsum(weights, bank.to(weights.dtype), "k l, l k d -> k d")
     return mixed.to(bank.dtype), weights
 

@@ -22,7 +22,7 @@ from cc_kernels import reference
 from cc_kernels.backend import choose, register_triton
 from cc_kernels.checks import check_device, check_float, check_rows, check_shape
 from cc_kernels.launch import HAS_TRITON, arithmetic_dtype, blocks, jit, launch, row_config, tl, unit_stride, warp_size
-from cc_kernels.library import define
+from cc_kernels.library import define, is_transformed
 from cc_kernels.ops.capture_rows import capture_rows_triton
 
 
@@ -121,7 +121,7 @@ class _AddRowsInplace(torch.autograd.Function):
 
 
 def _add_rows_triton(x: Tensor, rows: Tensor, values: Tensor, inplace: bool = False) -> Tensor:
-    if not inplace:
+    if not inplace or is_transformed():
         return _add_op(x, rows, values)
     if torch.compiler.is_compiling():
         return reference.add_rows(x, rows, values, inplace=True)

@@ -20,7 +20,7 @@ from cc_kernels import reference
 from cc_kernels.backend import choose, register_triton
 from cc_kernels.checks import check_float, check_rows
 from cc_kernels.launch import HAS_TRITON, arithmetic_dtype, blocks, jit, launch, row_config, tl, unit_stride, warp_size
-from cc_kernels.library import define
+from cc_kernels.library import define, is_transformed
 
 
 @jit(do_not_specialize=["blocks_per_row"])
@@ -167,6 +167,8 @@ def capture_rows_triton(x: Tensor, rows: Tensor, assume_valid: bool = False) -> 
 
 
 def _capture_through_triton(x: Tensor, rows: Tensor, assume_valid: bool = False) -> tuple[Tensor, Tensor]:
+    if is_transformed():  # autograd adds the two gradients itself
+        return x, _capture_op(x, rows)
     return _CaptureThrough.apply(x, rows)
 
 

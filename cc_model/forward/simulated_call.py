@@ -86,6 +86,8 @@ class SimulatedCall(ConnectedCall):
 
     def obstacle(self, named: dict[str, Any], cache: Cache, length: int) -> str | None:
         """Why a second prefill is needed; None when rolling back the cache does."""
+        if torch.compiler.is_exporting():
+            return "torch.export takes no length that is read from a tensor"
         if torch.is_grad_enabled():
             return "gradients are enabled; use torch.no_grad()"
         if not isinstance(named.get("attention_mask"), (Tensor, dict, type(None))):
