@@ -1,4 +1,4 @@
-"""Adapters that transformers puts on a model itself: `add_adapter`, `load_adapter`, and a folder with an adapter in it."""
+"""Adapters that transformers itself puts on a model: `add_adapter`, `load_adapter`, and a folder with one in it."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_from_pretrained_of_an_adapter_names_what_loads_it(tmp_path):
     file = tmp_path / "adapter" / "adapter_config.json"
     config = json.loads(file.read_text()) | {"base_model_name_or_path": str(tmp_path / "base")}
     file.write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="directory: expected a model in .*, got an adapter") as raised:
+    with pytest.raises(ValueError, match=r"directory: expected a model in .*, got an adapter") as raised:
         from_pretrained(tmp_path / "adapter")
     call = str(raised.value).rpartition(": cc_model.integrations.peft.")[2]
     assert call.startswith("load_adapter(AutoModelForCausalLM.from_pretrained(")
