@@ -156,7 +156,9 @@ def probing_cache(cache: Cache | None, named: dict[str, Any]) -> Cache | None:
     plain_mask = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
     if cache is None or (plain_mask and int(cache.get_seq_length()) == 0):
         return None
-    return copy.deepcopy(cache)
+    held = (part for layer in cache.layers for part in vars(layer).values())
+    with_graph = {id(part): part.detach().clone() for part in held if isinstance(part, Tensor) and not part.is_leaf}
+    return copy.deepcopy(cache, with_graph)  # what has a graph cannot be copied: this run has none
 
 
 def sliced(named: dict[str, Any], start: int, length: int) -> dict[str, Any]:
