@@ -118,6 +118,19 @@ def test_policy_and_reference_are_the_same_model_at_step_0():
     assert loss.item() == pytest.approx(math.log(2), abs=1e-5)
 
 
+@pytest.mark.parametrize("matrix", [False, True])
+def test_a_plain_step_beside_a_matrix_says_that_a_reference_connects(matrix, caplog):
+    """TRL's trainers give labels to policy and reference, so the reference does not raise."""
+    _, model = pair(matrix=matrix)
+    data = {name: value for name, value in batch().items() if not name.startswith("pivot")}
+    with connection_disabled(model):
+        model.train()(**data)
+    assert "Transform Matrix" not in caplog.text
+    for _ in range(2):
+        model(**data)
+    assert caplog.text.count("a Transform Matrix is set: forwards in evaluation with the same labels connect") == matrix
+
+
 PAD = 7
 SOURCES = {
     "the call": ({"pad_token_id": PAD}, {}),
