@@ -16,15 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure.record import ROOT
+from benchmarks.measure.versions import KIND
 from benchmarks.show.tables import Table, fit_table, kernel_tables, profile_tables, suite_tables, train_run_table
+from benchmarks.show.versions import versions_table
 from cc_model.files import write_text
 
-DOCUMENTS = (ROOT / "docs" / "benchmarks.md",)
+DOCUMENTS = (ROOT / "docs" / "benchmarks.md", ROOT / "README.md")
 _PLACE = re.compile(r"(<!-- record: (\S+)(?: (\d+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 _TABLES: dict[str, Callable[[Any], Iterable[Table]]] = {
     "profile_fusion": profile_tables,
     "train_run": lambda record: [train_run_table(record)],
     "fit_matrix": lambda record: [fit_table(record)],
+    KIND: lambda record: [versions_table(record)],
 }
 
 

@@ -137,8 +137,8 @@ def _warn_of_plain_step(connection: CrossLingualConnection, named: dict[str, Any
         )
         if connection.transform_matrix is not None:
             logger.warning(
-                "a Transform Matrix is set: forwards in evaluation with the same labels connect, and these steps do "
-                "not. A trainer that compares the two (DPO, KTO) belongs inside of cc_model.connection_disabled(model), "
+                "a Transform Matrix is set: forwards in evaluation with the same labels connect, these steps do not. "
+                "A trainer that compares the two (DPO, KTO) belongs inside of cc_model.connection_disabled(model), "
                 "for the policy and for a patched reference"
             )
 

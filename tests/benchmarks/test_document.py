@@ -49,7 +49,7 @@ def test_a_table_is_filled_in(tmp_path):
     [
         ("none.json", "record: expected a file, found none at none.json"),
         ("fit.json 2", "record: expected a table from 1 to 1 of fit.json, got 2"),
-        ("other.json", "record: expected a kind of profile_fusion, train_run, fit_matrix, got 'unheard'"),
+        ("other.json", "record: expected a kind of profile_fusion, train_run, fit_matrix, versions, got 'unheard'"),
     ],
 )
 def test_what_cannot_be_filled_in_is_refused(tmp_path, place, message):
