@@ -57,8 +57,8 @@ def patch_model(model: nn.Module, config: CCConfig | None = None) -> nn.Module:
     - ValueError: in evaluation with a matrix and an empty cache neither `connection_index` nor `labels` nor an English
       prompt is given; an added argument has the wrong shape, or a pivot row has no token (S = 0);
       `pivot_attention_mask` or `pivot_index`, in training also `connection_index` or `gumbel_noise`, comes without
-      `pivot_input_ids`; `simulated_share` is above 0 in training and no matrix is set; packed rows come without `position_ids`, or with a
-      2-dimensional mask or a cache.
+      `pivot_input_ids`; `simulated_share` is above 0 in training and no matrix is set; packed rows come without
+      `position_ids`, or with a 2-dimensional mask or a cache.
     - NotImplementedError: `cu_seq_lens_q`, `cu_seq_lens_k` or `seq_idx` without one pivot and index per example.
     - RuntimeError: `position_ids` restart without one pivot and index per example, or less often than there are
       examples (on a GPU a device-side assertion).
