@@ -25,6 +25,7 @@ from benchmarks.baselines import make_modes
 from benchmarks.baselines.hooks import Hooks
 from benchmarks.measure.models import NAMES, build
 from benchmarks.measure.record import ROOT, facts, save, synchronize
+from benchmarks.measure.sources import contents
 from cc_model import fit_transform_matrix, patch_model
 
 METHODS = ("streaming", "stacking")
@@ -146,7 +147,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     given = {name: value for name, value in vars(arguments).items() if name not in ("out", "measure")}
-    record: dict[str, Any] = {"kind": "fit_matrix", "facts": facts(device), "arguments": given, "rows": []}
+    start = {"kind": "fit_matrix", "facts": facts(device), "content": contents(["fit"]), "arguments": given}
+    record: dict[str, Any] = {**start, "rows": []}
     for row in compare(arguments):
         record["rows"].append(row)
         if arguments.out is not None:

@@ -1,7 +1,11 @@
 """`python -m benchmarks.host_time --out DIR`: what one call of an op costs the host, on tensors too small to matter.
 
 In eager mode a GPU waits for Python wherever a call takes longer than its kernels do. The inputs are tiny, so that the
-wall time of many calls in a row, with one synchronisation at the end, is the host's.
+time of many calls in a row, with one synchronisation at the end, is the host's. Implementations take turns, round by
+round. On a CPU the time is the process's own, which other processes do not enter.
+
+`--layers 16 32` measures whole training forwards of a tiny Llama instead: the connected one and one with hooks, each
+beyond two stock ones (the body on the English prompt without gradients, the model on the main prompt), per layer.
 """
 
 from __future__ import annotations
@@ -17,21 +21,28 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.baselines.base import random_batch
+from benchmarks.baselines.hooks import Hooks
 from benchmarks.measure.record import facts, save
 from cc_kernels import (
     add_rows,
     backend,
     capture_rows,
+    capture_rows_through,
     connect,
+    decide,
     gate_up_swiglu,
-    launch,
     reference,
     swiglu,
     transform_rows,
 )
+from cc_kernels.launch import HAS_TRITON, launching
+from cc_model import patch_model
 
 CALLS, ROUNDS = 200, 9
+FORWARDS, FORWARD_ROUNDS = 2, 40
 
 
 def _calls(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, str, Callable[[], Any]]]:
@@ -70,75 +81,148 @@ def _calls(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, str,
         yield "gate_up_swiglu", name, lambda op=op: op(values, weight, weight)
     for name, op in (("cc_kernels", transform_rows), ("eager", reference.transform_rows)):
         yield "transform_rows", name, lambda op=op: op(values, matrix)
+    for name, op in (("cc_kernels", capture_rows_through), ("eager", reference.capture_rows_through)):
+        yield "capture_rows_through", name, lambda op=op: op(x, rows)
+    for name, op in (("cc_kernels", decide), ("eager", reference.decide)):
+        yield "decide", name, lambda op=op: op(bank, values, maker, noise)
     for name, op in (("cc_kernels", connect), ("eager", reference.connect)):
         yield "connect", name, lambda op=op: op(bank, values, maker, noise)
+    learned = values.clone().requires_grad_(), maker.clone().requires_grad_()
+    ones = torch.ones_like(values)
+
+    def both(op: Callable[..., tuple[Tensor, Tensor]]) -> Callable[[], Any]:
+        return lambda: torch.autograd.grad(op(bank, *learned, noise)[0], learned, ones)
+
+    yield "connect forward+backward", "cc_kernels", both(connect)
+    yield "connect forward+backward", "eager", both(reference.connect)
 
 
-def _time(call: Callable[[], Any], device: torch.device) -> tuple[float, float]:
-    """Median and smallest microseconds of one call."""
+def _time(
+    calls: dict[str, Callable[[], Any]], device: torch.device, repeats: int, rounds: int
+) -> dict[str, list[float]]:
+    """Microseconds of one call, of every round; the calls take turns."""
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    samples = []
-    for _ in range(ROUNDS + 1):
-        synchronize()
-        started = time.perf_counter()
-        for _ in range(CALLS):
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds + 1):
+        for name, call in calls.items():
             call()
-        samples.append((time.perf_counter() - started) / CALLS * 1e6)
-        synchronize()
-    return statistics.median(samples[1:]), min(samples[1:])
+            synchronize()
+            started = clock()
+            for _ in range(repeats):
+                call()
+            samples[name].append((clock() - started) / repeats * 1e6)
+            synchronize()
+    return {name: taken[1:] for name, taken in samples.items()}
 
 
 @contextmanager
 def _through_triton() -> Iterator[None]:
-    """Every launch goes through `kernel[grid](...)`, which works out the specialisation anew."""
-    direct, launch.DIRECT = launch.DIRECT, frozenset()
+    """Every launcher runs, and every launch goes through `kernel[grid](...)`, which works out the specialisation."""
+    direct, launching.DIRECT = launching.DIRECT, frozenset()
+    launching.forget()
     try:
         yield
     finally:
-        launch.DIRECT = direct
+        launching.DIRECT = direct
+
+
+class _NotLaunched:
+    """Stands for a compiled kernel; starting it does nothing."""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        return lambda *values: None
 
 
 @contextmanager
 def _without_launches() -> Iterator[None]:
     """Our kernels are called on CPU tensors and everything happens but the launch, for which there is no GPU."""
-    direct, first, kept = launch.DIRECT, launch._first_launch, launch._compiled
-    launch.DIRECT, launch._compiled = frozenset({"cpu"}), {}
-    launch._first_launch = lambda kernel, grid, arguments: lambda *values: None
-    serves, backend.triton_serves = backend.triton_serves, lambda op, device: True
+    direct, through_triton, serves = launching.DIRECT, launching.through_triton, backend.triton_serves
+    launching.DIRECT, backend.triton_serves = frozenset({"cpu"}), lambda op, device: True
+    launching.through_triton = lambda kernel, grid, arguments: _NotLaunched()
+    launching.forget()
     try:
         yield
     finally:
-        launch.DIRECT, launch._first_launch, launch._compiled = direct, first, kept
-        backend.triton_serves = serves
+        launching.DIRECT, launching.through_triton, backend.triton_serves = direct, through_triton, serves
+        launching.forget()
 
 
-def _row(op: str, implementation: str, call: Callable[[], Any], device: torch.device) -> dict[str, Any]:
-    median, least = _time(call, device)
-    print(f"{op:<26} {implementation:<32} {median:>8.1f} us, at least {least:>8.1f}", flush=True)
-    return {"op": op, "implementation": implementation, "us": median, "least_us": least}
+def _through(call: Callable[[], Any]) -> Callable[[], Any]:
+    def run() -> None:
+        with _through_triton():
+            call()
+
+    return run
+
+
+def _op_rows(device: torch.device, dtype: torch.dtype) -> Iterator[dict[str, Any]]:
+    """One row for each op and implementation, printed."""
+    by_op: dict[str, dict[str, Callable[[], Any]]] = {}
+    for op, implementation, call in _calls(device, dtype):
+        by_op.setdefault(op, {})[implementation] = call
+    for op, calls in by_op.items():
+        if device.type in launching.DIRECT and device.type != "cpu":
+            calls["cc_kernels, launched by Triton"] = _through(calls["cc_kernels"])
+        for implementation, taken in _time(calls, device, CALLS, ROUNDS).items():
+            row = {"op": op, "implementation": implementation, "us": statistics.median(taken), "least_us": min(taken)}
+            print(f"{op:<26} {implementation:<32} {row['us']:>8.1f} us, at least {row['least_us']:>8.1f}", flush=True)
+            yield row
+
+
+def _llama(layers: int, device: torch.device) -> Any:
+    torch.manual_seed(0)
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(num_hidden_layers=layers, vocab_size=128, hidden_size=64, intermediate_size=96, **heads)
+    model: Any = LlamaForCausalLM(config)
+    return model.to(device).train()
+
+
+def _forwards(layers: int, device: torch.device) -> dict[str, Callable[[], Any]]:
+    """Two stock forwards, and the same with the connection: by this library and by hooks."""
+    batch = random_batch(2, prompt=6, answer=6, pivot=8, vocabulary=128, layers=layers, device=device)
+    ids, labels, pivots, noise = batch.input_ids, batch.labels, batch.pivot_input_ids, batch.noise
+    stock, hooked, patched = (_llama(layers, device) for _ in range(3))
+    patch_model(patched)
+    maker = torch.nn.Parameter(torch.randn(layers, 64, device=device))
+    hooks = Hooks(hooked, maker, torch.eye(64, device=device))
+    given = {"input_ids": ids, "labels": labels, "pivot_input_ids": pivots, "gumbel_noise": noise, "use_cache": False}
+
+    def two() -> None:
+        with torch.no_grad():
+            stock.model(input_ids=pivots, use_cache=False)
+        stock(input_ids=ids, labels=labels, use_cache=False)
+
+    return {"two stock": two, "hooks": lambda: hooks.loss(batch), "cc_model": lambda: patched(**given)}
+
+
+def _layer_rows(depths: list[int], device: torch.device) -> Iterator[dict[str, Any]]:
+    """One row for each depth and implementation: 10th percentiles of the rounds, beyond that of two stock forwards."""
+    for layers in depths:
+        samples = _time(_forwards(layers, device), device, FORWARDS, FORWARD_ROUNDS)
+        least = {name: statistics.quantiles(taken, n=10)[0] for name, taken in samples.items()}
+        for name, taken in least.items():
+            beyond = (taken - least["two stock"]) / layers
+            print(f"{layers:>3} layers  {name:<10} {taken:>9.0f} us, {beyond:>6.1f} us per layer beyond", flush=True)
+            yield {"layers": layers, "implementation": name, "us": taken, "us_per_layer_beyond_two_stock": beyond}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print one line per op and implementation, and save them."""
+    """Print one line per op and implementation, or per depth and implementation, and save them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.host_time", description=__doc__)
     parser.add_argument("--out", type=Path, metavar="DIR", help="where host_time.json is written")
     parser.add_argument(
         "--dry", action="store_true", help="without a GPU: our own Python up to the launch, which is left out"
     )
+    parser.add_argument("--layers", type=int, nargs="+", metavar="L", help="training forwards of models this deep")
     arguments = parser.parse_args(argv)
     dry = arguments.dry
-    if dry and not launch.HAS_TRITON:
+    if dry and not HAS_TRITON:
         parser.error("--dry: expected triton to be installed, found none")
     device = torch.device("cuda", 0) if torch.cuda.is_available() and not dry else torch.device("cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    rows: list[dict[str, Any]] = []
-    for op, implementation, call in _calls(device, dtype):
-        ours = implementation == "cc_kernels"
-        with _without_launches() if dry and ours else nullcontext():
-            rows.append(_row(op, implementation, call, device))
-        if ours and device.type in launch.DIRECT:
-            with _through_triton():
-                rows.append(_row(op, "cc_kernels, launched by Triton", call, device))
+    with _without_launches() if dry else nullcontext():
+        rows = list(_op_rows(device, dtype) if arguments.layers is None else _layer_rows(arguments.layers, device))
     if arguments.out is not None:
         save(arguments.out / "host_time.json", {"device": facts(device), "dry": dry, "rows": rows})
     return 0

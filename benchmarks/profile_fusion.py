@@ -1,8 +1,9 @@
 """`python -m benchmarks.profile_fusion --model tiny --mode all`: training and inference of every way to connect.
 
 Runs are interleaved (A B C A B C …), each mode is first compared with the hooks' result, and the record is saved after
-each section. `--section` names: train, infer, curve (time to the first token against prompt length), static (infer
-with a static cache, whose decode steps transformers compiles on a GPU).
+each section. `--section` names: train, translations (train against the number of rows of each English prompt), infer,
+curve (time to the first token against prompt length), static (infer with a static cache, whose decode steps
+transformers compiles on a GPU).
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from typing import Any
 
 import torch
 
-from benchmarks.baselines import MODES, Batch, Mode, make_modes, random_batch
+from benchmarks.baselines import GENERATING, MODES, STATIC, Batch, Mode, make_modes, random_batch
 from benchmarks.measure.models import NAMES, build
 from benchmarks.measure.record import facts, save
+from benchmarks.measure.sources import contents
 from benchmarks.profile.inference import first_token_curve, profile_generation
 from benchmarks.profile.training import OPTIMIZERS, profile_training
+from benchmarks.show.profile_fusion import plots
 from benchmarks.show.terminal import show
 
-SECTIONS = ("train", "infer", "curve", "static")
+SECTIONS = ("train", "translations", "infer", "curve", "static")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MODE_GROUPS = {
     "all": [kind.name for kind in MODES],
@@ -74,6 +77,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--prompt", type=int, default=512, help="tokens of a prompt; %(default)s")
     made.add_argument("--answer", type=int, default=128, help="tokens of an answer; %(default)s")
     made.add_argument("--pivot", type=int, default=512, help="tokens of an English prompt; %(default)s")
+    made.add_argument("--translations", type=int, default=1, help="rows of each English prompt in a step; %(default)s")
+    made.add_argument("--axis", type=_lengths, default=[1, 2, 4, 8, 22], help="of the section translations")
     made.add_argument("--infer-batch", type=int, default=1, help="prompts generated for at once; %(default)s")
     made.add_argument("--new-tokens", type=int, default=17, help="generated for each prompt; %(default)s")
     made.add_argument("--lengths", type=_lengths, default=[64, 128, 256, 512, 1024, 2048], help="of the curve")
@@ -110,15 +115,16 @@ class Profile:
         say(f"{self.record['facts']['device']}; building {arguments.model}")
         self.model: Any = build(arguments.model, self.device, DTYPES[arguments.dtype], arguments.layers, arguments.seed)
         self.kinds = chosen_modes(arguments.mode)
+        self.record["content"] = contents(arguments.section.split(","))
         self.record["parameters"] = sum(parameter.numel() for parameter in self.model.parameters())
 
-    def modes(self, *names: str) -> list[Mode]:
-        """The chosen modes, or those of them that are named."""
-        kinds = [kind for kind in self.kinds if not names or kind.name in names]
+    def modes(self, among: tuple[type[Mode], ...] = MODES) -> list[Mode]:
+        """The chosen modes that are `among` some."""
+        kinds = [kind for kind in self.kinds if kind in among]
         return make_modes(kinds, self.model, self.arguments.pivot_grad, self.arguments.seed)
 
-    def batch(self, rows: int, prompt: int) -> Batch:
-        """Random rows."""
+    def batch(self, rows: int, prompt: int, translations: int = 1) -> Batch:
+        """Random rows, `translations` of each English prompt."""
         given, config = self.arguments, self.model.config
         return random_batch(
             rows,
@@ -129,6 +135,7 @@ class Profile:
             config.num_hidden_layers,
             self.device,
             given.seed,
+            translations,
         )
 
     def deadline(self, sections_left: int) -> float:
@@ -136,23 +143,49 @@ class Profile:
         left = self.arguments.seconds - (time.monotonic() - self.started)
         return time.monotonic() + left / sections_left
 
+    def keep(self, section: str, found: Any) -> None:
+        """Remember what a section has found, and save the record."""
+        self.record[section] = found
+        if self.arguments.out is not None:
+            save(self.arguments.out, self.record)
+
     def train(self, deadline: float, trace: str | None) -> dict[str, Any]:
         """Training steps."""
         given = self.arguments
-        batch = self.batch(given.batch, given.prompt)
         found = profile_training(
-            self.modes(), batch, self.device, given.optimizer, given.rounds, deadline, trace, progress=say
+            self.modes(),
+            self.batch(given.batch, given.prompt, given.translations),
+            self.device,
+            given.optimizer,
+            given.rounds,
+            deadline,
+            trace,
+            progress=say,
+            keep=partial(self.keep, "train"),
         )
         absent = {kind.name: {"refused": "not installed"} for kind in self.kinds if not kind.available}
         return {**found, "modes": {**found["modes"], **absent}}
+
+    def translations(self, deadline: float, trace: str | None) -> list[dict[str, Any]]:
+        """Training steps against the number of translations of each English prompt."""
+        given = self.arguments
+        modes, points = self.modes(), []
+        for number, count in enumerate(given.axis):
+            until = time.monotonic() + (deadline - time.monotonic()) / (len(given.axis) - number)
+            batch = self.batch(given.batch, given.prompt, count)
+            say(f"  {count} translations")
+            points.append(
+                profile_training(modes, batch, self.device, given.optimizer, given.rounds, until, progress=say)
+            )
+            self.keep("translations", points)
+        return points
 
     def infer(self, deadline: float, trace: str | None, **options: Any) -> dict[str, Any]:
         """Generation."""
         given = self.arguments
         batch = self.batch(given.infer_batch, given.prompt)
-        names = ("vanilla", "ours") if options else ("vanilla", "published", "hooks", "ours")
         return profile_generation(
-            self.modes(*names),
+            self.modes(STATIC if options else GENERATING),
             batch.prompt,
             batch.noise,
             self.device,
@@ -161,6 +194,7 @@ class Profile:
             deadline,
             trace,
             progress=say,
+            keep=partial(self.keep, "static" if options else "infer"),
             **options,
         )
 
@@ -169,7 +203,7 @@ class Profile:
         given = self.arguments
         noise = self.batch(given.infer_batch, 2).noise
         return first_token_curve(
-            self.modes("vanilla", "published", "hooks", "ours"),
+            self.modes(GENERATING),
             lambda length: self.batch(given.infer_batch, length).prompt,
             given.lengths,
             noise,
@@ -184,6 +218,7 @@ class Profile:
         static = partial(self.infer, cache_implementation="static")
         work: dict[str, Callable[..., Any]] = {
             "train": self.train,
+            "translations": self.translations,
             "infer": self.infer,
             "curve": self.curve,
             "static": static,
@@ -196,13 +231,11 @@ class Profile:
         for number, name in enumerate(sections):
             say(f"[{time.monotonic() - self.started:5.0f} s] {name}")
             try:
-                self.record[name] = work[name](self.deadline(len(sections) - number), trace)
+                self.keep(name, work[name](self.deadline(len(sections) - number), trace))
             except Exception as error:  # recorded, so that the other sections still run
                 traceback.print_exc()
-                self.record[name] = {"error": f"{type(error).__name__}: {error}"[:1000]}
+                self.keep(name, {"error": f"{type(error).__name__}: {error}"[:1000]})
                 failed += 1
-            if self.arguments.out is not None:
-                save(self.arguments.out, self.record)
         self.record["seconds"] = time.monotonic() - self.started
         return failed
 
@@ -224,9 +257,7 @@ def main(argv: list[str] | None = None) -> int:
         save(arguments.out, profile.record)
     show(profile.record)
     if arguments.plots is not None:
-        from benchmarks.show.plots import plot_profile
-
-        say(f"plots: {', '.join(map(str, plot_profile(profile.record, arguments.plots)))}")
+        say(f"plots: {', '.join(map(str, plots(profile.record, arguments.plots)))}")
     return int(failed > 0)
 
 

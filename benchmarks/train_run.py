@@ -21,6 +21,7 @@ from benchmarks.measure.counting import peak_bytes
 from benchmarks.measure.interleaved import ratios, spread
 from benchmarks.measure.models import NAMES, build
 from benchmarks.measure.record import facts, save, synchronize
+from benchmarks.measure.sources import contents
 from cc_kernels import use_backend
 from cc_model import patch_model
 
@@ -152,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     """Train, save and print."""
     arguments = parser().parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    record = {"kind": "train_run", "facts": facts(device), **train(arguments, device)}
+    record = {"kind": "train_run", "facts": facts(device), "content": contents(["run"]), **train(arguments, device)}
     left_out = (None, float("inf"), arguments.out)
     given = {name: value for name, value in vars(arguments).items() if value not in left_out}
     record["arguments"] = given

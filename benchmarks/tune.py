@@ -47,19 +47,20 @@ def _bank(chosen: Any, arguments: tuple[Any, ...]) -> Iterator[Any]:
         for block_rows in sorted({chosen.block_rows, max(chosen.block_rows // 2, 1), max(chosen.block_rows // 4, 1)}):
             for block_layers in sorted({chosen.block_layers, max(chosen.block_layers // 2, 1)}):
                 if block_width * block_rows * block_layers * element_size <= TILE_BYTES:
-                    for num_warps in (4, 8):
+                    for num_warps, stages in ((4, chosen.stages), (8, chosen.stages), (8, 2), (8, 3), (8, 5)):
                         yield replace(
                             chosen,
                             block_width=block_width,
                             block_rows=block_rows,
                             block_layers=block_layers,
                             width_blocks=blocks(width, block_width),
+                            stages=stages,
                             num_warps=num_warps,
                         )
 
 
 def _mix(chosen: Any, arguments: tuple[Any, ...]) -> Iterator[Any]:
-    width = arguments[2]
+    width = arguments[1]
     for block_width in (64, 128, 256, 512):
         for steps in (1, 2, 4):
             for num_warps in (4, 8):

@@ -10,6 +10,7 @@ from cc_kernels.ops.capture_rows import capture_rows, capture_rows_through
 from cc_kernels.ops.connect import connect
 from cc_kernels.ops.decide import decide
 from cc_kernels.ops.gate_up_swiglu import gate_up_swiglu
+from cc_kernels.ops.geglu import geglu
 from cc_kernels.ops.swiglu import swiglu
 from cc_kernels.ops.transform_rows import transform_rows
 
@@ -22,6 +23,7 @@ __all__ = [
     "connect",
     "decide",
     "gate_up_swiglu",
+    "geglu",
     "swiglu",
     "transform_rows",
     "use_backend",

@@ -52,9 +52,19 @@ def use_backend(name: str) -> Iterator[None]:
         _requested = previous
 
 
+def requested() -> str:
+    """The backend that `use_backend` chose: `auto`, `torch` or `triton`."""
+    return _requested
+
+
 def register_triton(op: str, implementation: Implementation) -> None:
     """Make `implementation` the Triton implementation of the op called `op` (same arguments as the reference)."""
     _triton_implementations[op] = implementation
+
+
+def registered(op: str) -> Implementation | None:
+    """The Triton implementation of the op called `op`; None without Triton."""
+    return _triton_implementations.get(op)
 
 
 def choose(op: str, tensor: torch.Tensor, reference: Implementation, pays: bool = True) -> Implementation:

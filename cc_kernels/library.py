@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from cc_kernels.launch import INTERPRETED, launching
+
 _LIBRARY = torch.library.Library("cc_kernels", "DEF")
-_DISPATCH_KEYS = ("CUDA", "XPU", "CPU")  # ROCm uses CUDA; CPU is for interpreted kernels
+_GPU_KEYS = ("CUDA", "XPU")  # ROCm uses CUDA
 
 
 def _no_derivative(name: str, ctx: Any, *grads: Any) -> Any:
@@ -34,6 +36,7 @@ def define(
     schema: str,
     implementation: Callable[..., Any],
     fake: Callable[..., Any],
+    reference: Callable[..., Any],
     backward: Callable[..., Any] | None = None,
     save: Callable[..., None] | None = None,
 ) -> Callable[..., Any]:
@@ -43,14 +46,16 @@ def define(
         schema: name, arguments and results, as in `"swiglu(Tensor gate, Tensor up) -> Tensor"`.
         implementation: launches the kernels.
         fake: the same results without data, for tracing.
+        reference: the same results in plain PyTorch, for CPU tensors where kernels are not interpreted.
         backward, save: `backward` and `setup_context` of `torch.library.register_autograd`; without them a backward
             through the operator raises. An operator that writes to an argument cannot have them.
     """
     name = schema.partition("(")[0]
     qualified = f"cc_kernels::{name}"
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    for key in _DISPATCH_KEYS:
+    for key in _GPU_KEYS:
         _LIBRARY.impl(name, implementation, key)
+    _LIBRARY.impl(name, implementation if INTERPRETED else reference, "CPU")
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
     derivative = partial(_no_derivative, name) if backward is None else backward
     functional = "!" not in schema
@@ -61,14 +66,17 @@ def define(
     transformed = _transformed(operator, derivative, save or _save_nothing)
 
     def call(*arguments: Any) -> Any:
-        if _is_observed():
+        if is_observed():
             return transformed(*arguments) if functional and is_transformed() else operator(*arguments)
-        needs_grad = False
+        needs_grad = without_kernels = False
         for x in arguments:
             if type(x) is Tensor or type(x) is Parameter:
                 needs_grad = needs_grad or x.requires_grad
+                without_kernels = without_kernels or x.is_cpu
             elif isinstance(x, Tensor):  # a subclass sees operators
                 return operator(*arguments)
+        if without_kernels and not INTERPRETED and "cpu" not in launching.DIRECT:
+            return operator(*arguments)  # which runs the reference
         if needs_grad and torch.is_grad_enabled():
             return operator(*arguments) if differentiable is None else differentiable(*arguments)
         return implementation(*arguments)
@@ -76,9 +84,26 @@ def define(
     return call
 
 
-def _is_observed() -> bool:
-    """Whether somebody between a call and its kernel would miss the operator: a tracer, a mode, a transform."""
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or is_transformed()
+def _private(path: str) -> Callable[[], Any] | None:
+    """A function of PyTorch that has no public name, or None where this PyTorch calls it otherwise."""
+    found: Any = torch._C
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found if callable(found) else None
+
+
+_dispatch_modes = _private("_len_torch_dispatch_stack")  # how many modes listen
+_transform = _private("_functorch.peek_interpreter_stack")  # the innermost transform of torch.func, or None
+
+
+def is_observed() -> bool:
+    """Whether somebody between a call and its kernel would miss the operator: a tracer, a mode, a transform.
+
+    Where PyTorch cannot be asked, somebody might: calls then go through the operator, which is right and slower.
+    """
+    if torch.compiler.is_compiling() or _dispatch_modes is None or _transform is None:
+        return True
+    return _dispatch_modes() > 0 or _transform() is not None
 
 
 def is_transformed() -> bool:
@@ -87,7 +112,7 @@ def is_transformed() -> bool:
     It needs an `autograd.Function` with a `setup_context`, which costs every plain call about as much as a kernel's
     launch, so such functions exist beside the plain ones.
     """
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+    return not torch.compiler.is_compiling() and _transform is not None and _transform() is not None
 
 
 def _function(
@@ -106,7 +131,8 @@ def _function(
         def backward(ctx: Any, *grads: Any) -> Any:
             return derivative(ctx, *grads)
 
-    return Differentiable.apply
+    # The base class's: that of `Function` looks for transforms of torch.func, which the caller has done.
+    return super(torch.autograd.Function, Differentiable).apply
 
 
 def _transformed(

@@ -8,25 +8,47 @@ Source of the method: CC-Tuning (ACL 2025, arXiv 2506.00875), sections 3.1 to 3.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import einsum, reduce
+from einops import einsum, rearrange, reduce
 from torch import Tensor
 
-from cc_kernels.library import is_transformed
-
-
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which arithmetic on `dtype` is done: fp32 for the 16-bit types, else `dtype` itself."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+from cc_kernels.functions import select_row, straight_through, wide_dtype
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """`silu(gate) * up`."""
     wide = wide_dtype(gate.dtype)
     return (F.silu(gate.to(wide)) * up.to(wide)).to(gate.dtype)
+
+
+def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of gate and up."""
+    wide = wide_dtype(gate.dtype)
+    incoming, x = grad.to(wide), gate.to(wide)
+    sigmoid = torch.sigmoid(x)
+    grad_gate = incoming * up.to(wide) * sigmoid * (1 + x * (1 - sigmoid))
+    return grad_gate.to(gate.dtype), (incoming * x * sigmoid).to(up.dtype)
+
+
+def geglu(gate: Tensor, up: Tensor, tanh: bool) -> Tensor:
+    """`gelu(gate) * up`, with the GELU of erf or its tanh approximation."""
+    wide = wide_dtype(gate.dtype)
+    return (F.gelu(gate.to(wide), approximate=_gelu_name(tanh)) * up.to(wide)).to(gate.dtype)
+
+
+def geglu_backward(grad: Tensor, gate: Tensor, up: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
+    """The gradients of gate and up."""
+    wide = wide_dtype(gate.dtype)
+    incoming, x = grad.to(wide), gate.to(wide)
+    grad_gate = torch.ops.aten.gelu_backward(incoming * up.to(wide), x, approximate=_gelu_name(tanh))
+    return grad_gate.to(gate.dtype), (incoming * F.gelu(x, approximate=_gelu_name(tanh))).to(up.dtype)
+
+
+def _gelu_name(tanh: bool) -> str:
+    return "tanh" if tanh else "none"
 
 
 def capture_rows(x: Tensor, rows: Tensor, assume_valid: bool = False) -> Tensor:
@@ -44,6 +66,12 @@ def capture_rows_through(x: Tensor, rows: Tensor, assume_valid: bool = False) ->
     return x, capture_rows(x, rows, assume_valid)
 
 
+def capture_rows_backward(grad: Tensor, rows: Tensor, base: Tensor | None, length: int) -> Tensor:
+    """The gradient of x: `base`, zeros of `length` rows when None, with the rows of `grad` added."""
+    out = grad.new_zeros(length, grad.shape[1]) if base is None else base.clone()
+    return out if length == 0 else out.index_add_(0, rows.clamp(min=0), torch.where((rows >= 0)[:, None], grad, 0.0))
+
+
 def add_rows(x: Tensor, rows: Tensor, values: Tensor, inplace: bool = False) -> Tensor:
     """`out = x`, then `out[rows[k]] += values[k]` where `rows[k]` is not −1."""
     kept = torch.where((rows >= 0)[:, None], values, 0.0).to(x.dtype)
@@ -53,83 +81,71 @@ def add_rows(x: Tensor, rows: Tensor, values: Tensor, inplace: bool = False) -> 
     return x.index_add_(0, target, kept) if inplace else x.index_add(0, target, kept)
 
 
-def decision_logits(bank: Tensor, embeds: Tensor, weight: Tensor, bank_weight: Tensor | None = None) -> Tensor:
-    """`z[k] = W (mean_l V[l,k] + e[k])`, with `mean_l V[l,k] Fₗ + W e[k]` for a folded `F = M Wᵀ`. Shape (K, L)."""
+class Reads(NamedTuple):
+    """`rows` of `decide` and `connect`, taken apart once: what is read, and which rows read none."""
+
+    source: Tensor  # (K,) in [0, P); anything where none is read
+    none: Tensor  # (K, 1) bool
+
+
+def reads_of(rows: Tensor | None) -> Reads | None:
+    """`rows` `(K,)` taken apart; None when each row reads its own."""
+    return None if rows is None else Reads(rows.clamp(min=0).long(), (rows < 0)[:, None])
+
+
+def read_bank(bank: Tensor, rows: Tensor | None) -> Tensor:
+    """`bank[:, rows]` `(L, K, d)`, zeros where a row is −1; the bank itself without `rows`."""
+    if rows is None:
+        return bank
+    picked = capture_rows(rearrange(bank, "l p d -> p (l d)"), rows)
+    return rearrange(picked, "k (l d) -> l k d", l=bank.shape[0])
+
+
+def add_to_bank(values: Tensor, rows: Tensor, sources: int) -> Tensor:
+    """`out[:, p] = Σ values[:, k]` over the k with `rows[k] == p`, `(L, P, d)`: the derivative of `read_bank`."""
+    kept = rows >= 0
+    out = values.new_zeros(sources, values.shape[0], values.shape[2])
+    if sources > 0:
+        out.index_put_((rows.clamp(min=0).long(),), torch.where(kept[:, None, None], values.transpose(0, 1), 0.0), True)
+    return out.transpose(0, 1)
+
+
+def decision_logits(
+    bank: Tensor, embeds: Tensor, weight: Tensor, bank_weight: Tensor | None = None, reads: Reads | None = None
+) -> Tensor:
+    """`z[k] = W (mean_l V[l,k] + e[k])`, with `mean_l V[l,k] Fₗ + W e[k]` for a folded `F = M Wᵀ`. Shape (K, L).
+
+    With `reads`, `V[l, rows[k]]` stands for `V[l,k]`, and a row that reads none has zeros in the place of V and e.
+    They are filled in, not multiplied: what the row holds must not matter, nor its gradient. Rows are read before they
+    meet a matrix, so that a row of the bank that nobody reads cannot reach the matrix's gradient.
+    """
     wide = wide_dtype(bank.dtype)
-    if bank_weight is None:
-        decision_vector = reduce(bank.to(wide), "l k d -> k d", "mean") + embeds.to(wide)
-        return F.linear(decision_vector, weight.to(wide))
-    if bank_weight.ndim == 2:
-        from_bank = reduce(bank.to(wide), "l k d -> k d", "mean") @ bank_weight.to(wide)
-    else:
-        from_bank = einsum(bank.to(wide), bank_weight.to(wide), "l k d, l d m -> k m") / bank.shape[0]
-    return from_bank + F.linear(embeds.to(wide), weight.to(wide))
+    if bank_weight is not None and bank_weight.ndim == 3:
+        per_layer = bank.to(wide)
+        if reads is not None:
+            per_layer = (
+                _read(per_layer.transpose(0, 1), reads.source).masked_fill(reads.none[:, None], 0.0).transpose(0, 1)
+            )
+        from_bank = einsum(per_layer, bank_weight.to(wide), "l k d, l d m -> k m") / bank.shape[0]
+        return from_bank + F.linear(_filled(embeds, reads).to(wide), weight.to(wide))
+    mean = reduce(bank.to(wide), "l p d -> p d", "mean")  # of the bank's own rows, which several k may share
+    if reads is not None:
+        mean = _read(mean, reads.source)
+    if bank_weight is not None:
+        from_bank = _filled(mean, reads) @ bank_weight.to(wide)
+        return from_bank + F.linear(_filled(embeds, reads).to(wide), weight.to(wide))
+    return F.linear(_filled(mean + embeds.to(wide), reads), weight.to(wide))
 
 
-class _StraightThrough(torch.autograd.Function):
-    """Forward: `hard`, exactly. Backward: the gradient goes to `soft` unchanged."""
-
-    @staticmethod
-    def forward(ctx: Any, soft: Tensor, hard: Tensor) -> Tensor:
-        return hard.view_as(hard)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None
+def _read(x: Tensor, index: Tensor) -> Tensor:
+    """`x[index]`; zeros when x has no row, so that every row reads none. The empty sum keeps x in the graph."""
+    if x.shape[0] == 0:
+        return x.new_zeros(index.shape[0], *x.shape[1:]) + x.sum(0)
+    return x.index_select(0, index)
 
 
-class _TransformedStraightThrough(_StraightThrough):
-    """The same under `torch.func`."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(soft: Tensor, hard: Tensor) -> Tensor:  # type: ignore[override]
-        return hard.view_as(hard)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-
-class _SelectRow(torch.autograd.Function):
-    """Forward: `bank[index[k], k]`, copied. Backward: that of `Σ_l weights[k,l] bank[l,k]` at one-hot weights."""
-
-    @staticmethod
-    def forward(ctx: Any, bank: Tensor, weights: Tensor, index: Tensor) -> Tensor:
-        ctx.save_for_backward(bank, index)
-        ctx.weights_dtype = weights.dtype
-        return bank[index, torch.arange(bank.shape[1], device=bank.device)]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        bank, index = ctx.saved_tensors
-        grad_bank = grad_weights = None
-        if ctx.needs_input_grad[0]:
-            chosen = (index, torch.arange(bank.shape[1], device=bank.device))
-            zeros, grad = torch.zeros_like(bank), grads[0].to(bank.dtype)
-            # vmap cannot write rows that differ from sample to sample into a bank that they share.
-            grad_bank = zeros.index_put(chosen, grad) if is_transformed() else zeros.index_put_(chosen, grad)
-        if ctx.needs_input_grad[1]:
-            wide = wide_dtype(bank.dtype)
-            grad_weights = einsum(grads[0].to(wide), bank.to(wide), "k d, l k d -> k l").to(ctx.weights_dtype)
-        return grad_bank, grad_weights, None
-
-
-class _TransformedSelectRow(_SelectRow):
-    """The same under `torch.func`."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(bank: Tensor, weights: Tensor, index: Tensor) -> Tensor:  # type: ignore[override]
-        return bank[index, torch.arange(bank.shape[1], device=bank.device)]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        bank, weights, index = inputs
-        ctx.save_for_backward(bank, index)
-        ctx.weights_dtype = weights.dtype
+def _filled(x: Tensor, reads: Reads | None) -> Tensor:
+    return x if reads is None else x.masked_fill(reads.none, 0.0)
 
 
 def _choose(
@@ -140,20 +156,19 @@ def _choose(
     temperature: float,
     hard: bool,
     bank_weight: Tensor | None,
+    reads: Reads | None,
 ) -> tuple[Tensor, Tensor | None]:
     """The weights (K, L) and, when `hard`, the chosen layer of each row (K,)."""
-    logits = decision_logits(bank, embeds, weight, bank_weight)
+    logits = decision_logits(bank, embeds, weight, bank_weight, reads)
     if noise is not None:
-        logits = logits + noise.to(logits.dtype)
+        logits = logits + _filled(noise, reads).to(logits.dtype)
     if temperature != 1.0:
         logits = logits / temperature
-    soft = torch.softmax(logits, dim=-1)
-    if not hard:
-        return soft, None
-    index = logits.argmax(dim=-1)
-    one_hot = torch.zeros_like(soft).scatter(1, index[:, None], 1.0)
-    straight_through = _TransformedStraightThrough if is_transformed() else _StraightThrough
-    return straight_through.apply(soft, one_hot), index
+    weights, index = torch.softmax(logits, dim=-1), None
+    if hard:
+        index = logits.argmax(dim=-1)
+        weights = straight_through(weights, torch.zeros_like(weights).scatter(1, index[:, None], 1.0))
+    return _filled(weights, reads), index
 
 
 def decide(
@@ -164,9 +179,10 @@ def decide(
     temperature: float = 1.0,
     hard: bool = True,
     bank_weight: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> Tensor:
-    """`softmax((z + g) / τ)`, or the one-hot of its maximum with the gradient of the softmax."""
-    return _choose(bank, embeds, weight, noise, temperature, hard, bank_weight)[0]
+    """`softmax((z + g) / τ)`, or the one-hot of its maximum with the gradient of the softmax; zeros for a row of −1."""
+    return _choose(bank, embeds, weight, noise, temperature, hard, bank_weight, reads_of(rows))[0]
 
 
 def connect(
@@ -177,14 +193,75 @@ def connect(
     temperature: float = 1.0,
     hard: bool = True,
     bank_weight: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`decide`, then `update[k] = Σ_l weights[k,l] bank[l,k]`; when `hard`, the chosen row itself."""
-    weights, index = _choose(bank, embeds, weight, noise, temperature, hard, bank_weight)
-    if index is not None:
-        select_row = _TransformedSelectRow if is_transformed() else _SelectRow
-        return select_row.apply(bank, weights, index), weights
-    mixed = einsum(weights, bank.to(weights.dtype), "k l, l k d -> k d")
-    return mixed.to(bank.dtype), weights
+    """`decide`, then `update[k] = Σ_l weights[k,l] bank[l, rows[k]]`; when `hard`, the chosen row itself."""
+    reads = reads_of(rows)
+    weights, index = _choose(bank, embeds, weight, noise, temperature, hard, bank_weight, reads)
+    if index is None:
+        mixed = einsum(weights, read_bank(bank.to(weights.dtype), rows), "k l, l k d -> k d")
+        return mixed.to(bank.dtype), weights
+    if reads is None:
+        return select_row(bank, weights, index, torch.arange(bank.shape[1], device=bank.device), False), weights
+    if bank.shape[1] == 0:  # nothing to read: every row is −1
+        return read_bank(bank[:1], rows)[0], weights
+    return _filled(select_row(bank, weights, index, reads.source, True), reads), weights
+
+
+def decision(
+    bank: Tensor,
+    embeds: Tensor,
+    weight: Tensor,
+    noise: Tensor | None,
+    temperature: float,
+    hard: bool,
+    bank_weight: Tensor | None,
+    with_update: bool,
+    rows: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What one operator returns for both: `connect`, the softmax when `hard`, and `mean_l V + e` when not folded."""
+    update, weights = connect(bank, embeds, weight, noise, temperature, hard, bank_weight, rows)
+    nothing = weights.new_empty(0)
+    soft = decide(bank, embeds, weight, noise, temperature, False, bank_weight, rows) if hard else nothing
+    vector = nothing
+    if bank_weight is None:
+        vector = read_bank(bank.to(weights.dtype).mean(0, keepdim=True), rows)[0] + embeds.to(weights.dtype)
+        vector = vector if rows is None else torch.where((rows >= 0)[:, None], vector, 0.0)
+    return update if with_update else update.new_empty(0), weights, soft, vector
+
+
+def decision_backward(
+    grad_update: Tensor | None,
+    grad_weights: Tensor | None,
+    bank: Tensor,
+    weight: Tensor,
+    weights: Tensor,
+    soft: Tensor,
+    vector: Tensor | None,
+    temperature: float,
+    want_bank: bool,
+    want_embeds: bool,
+    rows: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of logits, embeddings, bank and W, by the formulas of `ops.decision.backward`."""
+    wide, layers = weights.dtype, bank.shape[0]
+    total = torch.zeros_like(weights) if grad_weights is None else grad_weights.to(wide)
+    if grad_update is not None:
+        total = total + einsum(grad_update.to(wide), read_bank(bank.to(wide), rows), "k d, l k d -> k l")
+    grad_logits = soft * (total - (soft * total).sum(-1, keepdim=True)) / temperature
+    if rows is not None:
+        grad_logits = torch.where((rows >= 0)[:, None], grad_logits, 0.0)
+    grad_vector = grad_logits @ weight.to(wide)
+    grad_embeds = grad_vector.to(bank.dtype) if want_embeds else bank.new_empty(0)
+    grad_bank = bank.new_empty(0)
+    if want_bank:
+        each = (grad_vector / layers).expand(layers, *grad_vector.shape)
+        if grad_update is not None:
+            share = weights.T[:, :, None]
+            each = each + torch.where(share != 0, share * grad_update.to(wide), 0.0)
+        grad_bank = (each if rows is None else add_to_bank(each, rows, bank.shape[1])).to(bank.dtype).contiguous()
+    grad_weight = weight.new_empty(0) if vector is None else (grad_logits.T @ vector.to(wide)).to(weight.dtype)
+    return grad_logits, grad_embeds, grad_bank, grad_weight
 
 
 def transform_rows(values: Tensor, matrix: Tensor, layers: Tensor | None = None) -> Tensor:

@@ -4,6 +4,7 @@ from cc_kernels import __version__
 from cc_model.config import CCConfig
 from cc_model.connection.state import connection_disabled
 from cc_model.data.collator import ParallelCollator
+from cc_model.forward.bank import pivot_bank
 from cc_model.loading import from_pretrained
 from cc_model.matrix.fit import fit_transform_matrix
 from cc_model.patching.patch import patch_model, unpatch_model
@@ -17,6 +18,7 @@ __all__ = [
     "fit_transform_matrix",
     "from_pretrained",
     "patch_model",
+    "pivot_bank",
     "report",
     "unpatch_model",
 ]

@@ -14,7 +14,15 @@ from transformers.generation.configuration_utils import GenerationMode
 from cc_model.compat import cache_of
 from cc_model.connection.adapters import has_virtual_tokens
 from cc_model.connection.notices import say_once
-from cc_model.data.columns import PIVOT_COLUMNS, check_connection_arguments, refuse_orphans
+from cc_model.data.columns import (
+    BATCH_SHAPE,
+    PIVOT_ARGUMENTS,
+    check_connection_arguments,
+    check_whole,
+    has_pivots,
+    refuse_orphans,
+)
+from cc_model.data.modalities import refuse_other_modalities
 
 logger = logging.getLogger("cc_model")
 
@@ -27,6 +35,9 @@ CONNECTING_MODES = frozenset(
         GenerationMode.ASSISTED_GENERATION,
     }
 )
+
+
+PACKED_BY = ("position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")  # by these a caller says that rows are packed
 
 
 class GenerationState:
@@ -55,6 +66,7 @@ class GenerationState:
         self.index = index
         self.first_index, self.last_index = bounds
         self.pivot = pivot
+        self.places_tokens = False  # whether the caller gives one of `PACKED_BY`
         self.compile_config: Any = None  # how transformers compiles the decode steps, once it has said so
         self.connected = self.last_index < self.first_index  # no row wants a connection: there is nothing to miss
         self.done = False  # compiled decode steps read this flag only, not positions that differ from call to call
@@ -114,9 +126,9 @@ def connected_generate(model: Any, stock: Callable[..., Any], args: tuple[Any, .
         kwargs: its keyword arguments, ours among them.
     """
     index = kwargs.pop("connection_index", None)
-    pivot = {name: kwargs.pop(name, None) for name in PIVOT_COLUMNS}
+    pivot = {name: kwargs.pop(name, None) for name in (*PIVOT_ARGUMENTS, BATCH_SHAPE)}
     connection = model.cc
-    has_pivot = pivot["pivot_input_ids"] is not None
+    has_pivot = has_pivots(pivot)
     if connection.enabled and not has_pivot:
         refuse_orphans(pivot, training=False)
         if connection.transform_matrix is None and say_once(connection, "no matrix"):
@@ -128,6 +140,7 @@ def connected_generate(model: Any, stock: Callable[..., Any], args: tuple[Any, .
     _refuse_unsupported_arguments(kwargs)
     _refuse_virtual_tokens(model)
     state = _state(model, args, kwargs, index, pivot if has_pivot else None)
+    state.places_tokens = any(kwargs.get(name) is not None for name in PACKED_BY)
     previous, _running.generation = _running.generation, state
     try:
         output = stock(*args, **kwargs)
@@ -162,9 +175,7 @@ def _state(
     if index is None:
         index = torch.full((rows,), end - 1, device=device)
         return GenerationState(model, past, index, (end - 1, end - 1), english)
-    return GenerationState(
-        model, past, *_given_index(index, rows, given, end, past), _pivot_arguments(model, pivot, rows)
-    )
+    return GenerationState(model, past, *_given_index(index, rows, given, end, past), english)
 
 
 def _refuse_padding_at_the_end(model: Any, ids: Tensor, kwargs: dict[str, Any]) -> None:
@@ -210,13 +221,14 @@ def _pivot_arguments(model: Any, pivot: dict[str, Tensor | None] | None, rows: i
     """Checked arguments of `PivotCall`."""
     if pivot is None:
         return None
+    check_whole(pivot)
     check_connection_arguments(pivot, rows, model.cc.num_layers)
-    ids, mask, index = (pivot[name] for name in PIVOT_COLUMNS)
-    return {"pivot_ids": ids, "pivot_mask": mask, "pivot_index": index}
+    return pivot
 
 
 def _refuse_unsupported_arguments(kwargs: dict[str, Any]) -> None:
-    """Arguments that lead away from the stock decoding loops."""
+    """Arguments that lead away from the stock decoding loops, or away from text."""
+    refuse_other_modalities(kwargs)
     for name, allowed in (("custom_generate", None), ("negative_prompt_ids", None)):
         if kwargs.get(name) is not allowed:
             raise ValueError(_refusal(name))

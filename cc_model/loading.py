@@ -9,12 +9,12 @@ from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 from transformers.utils import cached_file
 
 from cc_model.config import CCConfig
 from cc_model.patching.causal_lm import POSTPONED
-from cc_model.patching.classes import patched_class
+from cc_model.patching.classes import model_class, patched_class
 from cc_model.patching.patch import patch_model
 from cc_model.saving import ADAPTER_CONFIG, CONFIG_FILE, PREFIX, weights_file, weights_index
 
@@ -88,13 +88,7 @@ def _stock_class(directory: str | os.PathLike[str], hf_kwargs: dict[str, Any], h
     if given is None or isinstance(given, (str, os.PathLike)):
         trust = {name: hf_kwargs[name] for name in ("trust_remote_code",) if name in hf_kwargs}
         given = AutoConfig.from_pretrained(directory if given is None else given, **hub, **trust)
-    mapping: Any = AutoModelForCausalLM._model_mapping
-    if type(given) not in mapping:
-        raise ValueError(
-            f"config: expected the config of a causal language model, got {type(given).__name__}, for which "
-            "AutoModelForCausalLM has none"
-        )
-    return mapping[type(given)]
+    return model_class(given)
 
 
 def _refuse_adapter(directory: str | os.PathLike[str], hub: dict[str, Any]) -> None:

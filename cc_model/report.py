@@ -11,10 +11,10 @@ from torch import nn
 from cc_kernels.backend import triton_serves
 from cc_kernels.ops.gate_up_swiglu import MOST_ROWS
 from cc_model.fast_paths.few_tokens import OP, obstacle
+from cc_model.fast_paths.fused import SILU, fallback_reason
 from cc_model.fast_paths.last_layer import narrow_obstacle
 from cc_model.patching.classes import is_patched
-from cc_model.patching.patch import fallback_reason, unwrap
-from cc_model.specs import ModelSpec, layers_of, spec_of
+from cc_model.specs import ModelSpec, addend_of, block_of, body_of, layers_of, spec_of, unwrap
 
 
 @dataclass(frozen=True)
@@ -76,27 +76,32 @@ def report(model: nn.Module) -> Report:
     spec = spec_of(inner)
     layers = []
     for index, layer in enumerate(layers_of(inner)):
-        block = getattr(layer, spec.mlp)
-        reason = _fallback(block, spec)
+        block = block_of(layer, spec)
+        reason = _fallback(block, addend_of(layer, spec), spec)
         path = "fallback" if reason else "fused"
-        few_tokens = "modules" if reason else _few_tokens(getattr(block, spec.gate), getattr(block, spec.up))
-        layers.append(LayerReport(index, path, reason or "SwiGLU through cc_kernels", few_tokens))
+        few_tokens = "modules" if reason else _few_tokens(block)
+        layers.append(LayerReport(index, path, reason or str(block.cc_fused), few_tokens))
     device = inner.cc.decision_maker.weight.device
     kernels = f"{'Triton' if triton_serves('swiglu', device) else 'plain PyTorch'}, for tensors on {device.type}"
-    return Report(kernels, tuple(layers), (*_notes(inner.cc), _capture_note(getattr(inner, spec.body))))
+    return Report(kernels, tuple(layers), (*_notes(inner.cc), _capture_note(body_of(inner))))
 
 
-def _few_tokens(gate: Any, up: Any) -> str:
-    """How `PatchedFeedForward` runs these projections for up to `MOST_ROWS` tokens at inference."""
-    reason = obstacle(gate, up)
+def _few_tokens(block: Any) -> str:
+    """How `PatchedFeedForward` runs its projections for up to `MOST_ROWS` tokens at inference."""
+    fused = block.cc_fused
+    if fused.activation != SILU:
+        return "modules (GeGLU)"
+    gate = getattr(block, fused.gate)
+    reason = obstacle(gate, getattr(block, fused.up) if fused.up else None)
     if reason is None and not triton_serves(OP, gate.weight.device):
         reason = f"no Triton kernel on {gate.weight.device.type}"
     return f"modules ({reason})" if reason else f"gate, up and SwiGLU in one kernel, up to {MOST_ROWS} tokens"
 
 
-def _fallback(block: Any, spec: ModelSpec) -> str | None:
-    if not is_patched(block):
-        return f"the block was replaced by {type(block).__name__}: connected forwards raise"
+def _fallback(block: Any, addend: Any, spec: ModelSpec) -> str | None:
+    for name, module in (("block", block), ("norm after the block", addend)):
+        if not is_patched(module):
+            return f"the {name} was replaced by {type(module).__name__}: connected forwards raise"
     forward = block.__dict__.get("_old_forward", block.__dict__.get("forward"))
     if forward is not None and getattr(forward, "__func__", None) is not type(block).forward:
         return f"an instance-level forward runs: {getattr(forward, '__qualname__', repr(forward))}"

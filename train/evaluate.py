@@ -21,14 +21,19 @@ from tqdm.auto import tqdm
 
 from cc_model.files import write_text
 from train.common.arguments import option, parse
-from train.common.models import load_options, load_trained, set_end_of_turn
+from train.common.console import open_console, say
+from train.common.files import output_folder
+from train.common.models import CC_CONFIG_FILE, load_options, load_trained, set_end_of_turn
+from train.common.modes import MATRIX, OFF, TITLES, VANILLA
 from train.evaluation.benchmarks import BENCHMARKS, chosen
 
 DESCRIPTION = (
-    "Evaluate a model that train.sft trained and train.fit_transform fitted, per language, in two modes: connected, "
-    "and vanilla (without the connection). Results are kept per language: run the same command again to go on after an "
-    "interruption. The options may stand in a YAML file given first."
+    "Evaluate a model that train.sft trained and train.fit_transform fitted, per language, in several modes: matrix "
+    "(what a user gets), off (without the connection) and vanilla (another model, trained without it). Results are "
+    "kept per language: run the same command again to go on after an interruption. The options may stand in a YAML "
+    "file given first."
 )
+MODES = (VANILLA, OFF, MATRIX)
 
 
 @dataclass
@@ -39,11 +44,15 @@ class EvaluateArguments:
 
     model: str = option("", "Folder that train.sft or train.fit_transform wrote (required).")
     baseline: str | None = option(
-        None, "Folder of another model for the mode vanilla, such as one trained with --method vanilla."
+        None, "Folder of another model for the mode vanilla: one trained with --method vanilla on the same rows."
     )
     benchmarks: str = option(",".join(BENCHMARKS), "Which, with commas between.")
     languages: str | None = option(None, "Language codes with commas between; left out: the paper's ten of each.")
-    mode: str = option("vanilla,connected", "vanilla, connected, or both.")
+    mode: str | None = option(
+        None,
+        "vanilla, off, matrix, with commas between; left out: off,matrix, with --baseline vanilla,matrix, and vanilla "
+        "for a model trained with --method vanilla.",
+    )
     data: str | None = option(None, "Folder with <benchmark>.jsonl; left out: the Hugging Face hub.")
     out: str = option("runs/evaluation", "Folder for results, tables and plot.")
     limit: int | None = option(None, "Only the first N rows of each language.")
@@ -78,15 +87,16 @@ def run_evaluate(options: EvaluateArguments, console: Console | None = None) -> 
     """Evaluate, show and write; what the command line does. Returns the summary.
 
     Raises:
-        ValueError: an option is out of range, the data cannot be read, `--out` holds other results, or the model has no
-            Transform Matrix and the mode connected was asked for.
+        ValueError: an option is out of range, the data cannot be read, `--out` holds other results or cannot be
+            written, or the model cannot answer in a mode that was asked for.
     """
-    from train.evaluation.runs import CONNECTED, MODES, VANILLA, Runs, load_task, weights_of
+    from train.evaluation.runs import Runs, load_task, weights_of
     from train.evaluation.summary import markdown, plot, summarise, tables
 
-    console = console or Console()
-    modes = [mode for mode in MODES if mode in _listed(options.mode)]
-    _check(options, modes, MODES)
+    console = open_console(console)
+    _check(options)
+    modes = chosen_modes(options, console)
+    out = output_folder(options.out, "out")
     pairs = chosen(_listed(options.benchmarks), _listed(options.languages) if options.languages else None)
     tasks = {
         pair: load_task(*pair, data=options.data, limit=options.limit, max_new_tokens=options.max_new_tokens)
@@ -95,7 +105,7 @@ def run_evaluate(options: EvaluateArguments, console: Console | None = None) -> 
     results = []
     models: dict[str, Any] = {}
     with tqdm(total=len(modes) * sum(len(task.test_docs()) for task in tasks.values()), unit="row") as bar:
-        for mode in reversed(modes):  # connected first: without a matrix it fails at once
+        for mode in reversed(modes):  # matrix first: without one it fails at once
             folder = options.baseline if mode == VANILLA and options.baseline else options.model
             fixed = {name: getattr(options, name) for name in ("dtype", "max_length")}
             runs = Runs(options.out, {"model": folder, "weights": weights_of(folder), **fixed}, options.overwrite)
@@ -104,23 +114,51 @@ def run_evaluate(options: EvaluateArguments, console: Console | None = None) -> 
                 result = runs.saved(benchmark, language, mode, task)
                 if result is None:
                     lm = models.get(folder) or models.setdefault(folder, load_lm(folder, options))
-                    lm.connection = mode == CONNECTED
+                    lm.connection = mode == MATRIX
                     lm.progress = partial(_advance, bar, len(BENCHMARKS[benchmark].choices) or 1)
                     result = runs.run(lm, benchmark, language, mode, task)
                 else:
                     bar.update(len(result["results"]))
                 results.append(result)
     summary = summarise(results, options.resamples)
-    for table in tables(summary):
-        console.print(table)
-    out = Path(options.out)
     versions = {name: version(name) for name in ("torch", "transformers", "lm_eval")}
     about = {"options": vars(options), "versions": versions}
     write_text(out / "results.json", json.dumps({**about, "benchmarks": summary}, indent=1, ensure_ascii=False) + "\n")
     write_text(out / "results.md", markdown(summary))
     plotted = plot(summary, out / "differences.png")
-    console.print(f"wrote results.json, results.md{', differences.png' if plotted else ''} and rows/ to {options.out}")
+    for table in tables(summary):
+        console.print(table)
+    for mode in modes:
+        say(console, f"{mode}: {TITLES[mode]}")
+    say(console, f"wrote results.json, results.md{', differences.png' if plotted else ''} and rows/ to {out}")
     return summary
+
+
+def chosen_modes(options: EvaluateArguments, console: Console) -> list[str]:
+    """The modes to evaluate, in the order of the tables. Names of an earlier version work, and what is new is said.
+
+    Raises:
+        ValueError: an unknown mode, or one in which the model cannot answer.
+    """
+    patched = (Path(options.model) / CC_CONFIG_FILE).is_file()
+    if options.mode is None:
+        return [VANILLA if options.baseline else OFF, MATRIX] if patched else [VANILLA]
+    asked = []
+    for mode in _listed(options.mode):
+        asked.append(MATRIX if mode == "connected" else mode)
+        if mode == VANILLA and patched and not options.baseline:
+            asked[-1] = OFF  # vanilla is another model
+        if asked[-1] != mode:
+            say(console, f"--mode {mode} is now {asked[-1]}: {TITLES[asked[-1]]}")
+    wrong = [mode for mode in asked if mode not in MODES]
+    if wrong or not asked:
+        raise ValueError(f"mode: expected some of {', '.join(MODES)}, got {options.mode!r}")
+    if not patched and Path(options.model).is_dir() and set(asked) != {VANILLA}:
+        raise ValueError(
+            f"mode: {options.model} was trained with --method vanilla, it answers in the mode vanilla only, "
+            f"got {options.mode!r}"
+        )
+    return [mode for mode in MODES if mode in asked]
 
 
 def _advance(bar: Any, per_row: int, requests: int) -> None:
@@ -131,12 +169,9 @@ def _listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _check(options: EvaluateArguments, modes: Sequence[str], known: Sequence[str]) -> None:
+def _check(options: EvaluateArguments) -> None:
     if not options.model:
         raise ValueError("model: expected --model, the folder that train.sft wrote")
-    wrong = [mode for mode in _listed(options.mode) if mode not in known]
-    if wrong or not modes:
-        raise ValueError(f"mode: expected some of {', '.join(known)}, got {options.mode!r}")
     for name in ("limit", "batch_size", "max_new_tokens", "max_length", "resamples"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -159,4 +194,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 if __name__ == "__main__":
     main()
 
-__all__ = ["EvaluateArguments", "load_lm", "run_evaluate"]
+__all__ = ["EvaluateArguments", "chosen_modes", "load_lm", "run_evaluate"]

@@ -24,8 +24,11 @@ from cc_model.data.collator import ParallelCollator
 from cc_model.data.prompt_batches import prompt_batches
 from cc_model.files import write_text
 from train.common.arguments import DataArguments, option, parse
+from train.common.console import open_console, say
+from train.common.files import output_folder
 from train.common.models import best_device, load_options, load_trained, save_options
-from train.common.rows import choose_pairs, load_rows
+from train.common.rows import check_rows, pair_numbers
+from train.data.sources import load_rows
 
 DESCRIPTION = (
     "Fit the Transform Matrix of a model that train.sft trained with --method cc: it maps what the model computes for "
@@ -69,9 +72,10 @@ def run_fit(options: FitArguments, data: DataArguments, console: Console | None 
     """Load, fit, save; what the command line does. Returns the report of `fit_transform_matrix`.
 
     Raises:
-        ValueError: no fine-tuned model in the folder, or no prompt pairs.
+        ValueError: no fine-tuned model in the folder, no prompt pairs, one that cannot be read, or a folder that cannot
+            be written.
     """
-    console = console or Console()
+    console = open_console(console)
     if not options.model:
         raise ValueError("model: expected --model, the folder that train.sft wrote")
     if options.batch_size < 1 or (options.max_pairs is not None and options.max_pairs < 1):
@@ -81,10 +85,13 @@ def run_fit(options: FitArguments, data: DataArguments, console: Console | None 
     model, collator = load_trained(options.model, device, options.dtype)
     if not hasattr(model, "cc"):
         raise ValueError(f"model: {options.model} was trained with --method vanilla, it has no connection to fit")
+    folder = output_folder(options.output_dir or options.model, "output_dir" if options.output_dir else "model")
     if data.dataset is None:  # the rows that the model was trained on
         data = DataArguments(**load_options(options.model).get("data", {}))
-    pairs = choose_pairs(load_rows(data), options.max_pairs, options.seed)
-    mine = pairs[processes.process_index :: processes.num_processes]
+    rows = load_rows(data, answers=False)
+    numbers = pair_numbers(rows, options.max_pairs, options.seed)
+    check_rows(rows, collator, answers=False, numbers=numbers, progress=processes.is_main_process)
+    mine = [rows[number] for number in numbers[processes.process_index :: processes.num_processes]]
     report = fit_transform_matrix(
         model,
         prompt_batches(model, collator, mine, options.batch_size, progress=processes.is_main_process),
@@ -96,10 +103,10 @@ def run_fit(options: FitArguments, data: DataArguments, console: Console | None 
         seed=options.seed,
     )
     if processes.is_main_process:
+        _save(model, collator, report, folder, options.model)
         console.print(report_table(report))
-        console.print(f"{report.pairs:,} pairs fitted, rank {report.rank} of {report.width}")
-        _save(model, collator, report, options)
-        console.print(f"saved to {options.output_dir or options.model}")
+        say(console, f"{report.pairs:,} pairs fitted, rank {report.rank} of {report.width}")
+        say(console, f"saved to {folder}")
     processes.wait_for_everyone()
     return report
 
@@ -110,12 +117,11 @@ def started_processes(device: str) -> PartialState:
     return PartialState(cpu=kind.type == "cpu")
 
 
-def _save(model: Any, collator: ParallelCollator, report: Any, options: FitArguments) -> None:
-    folder = Path(options.output_dir or options.model)
+def _save(model: Any, collator: ParallelCollator, report: Any, folder: Path, source: str) -> None:
     model.save_pretrained(folder)
-    if folder != Path(options.model):
+    if folder != Path(source):
         collator.tokenizer.save_pretrained(folder)
-        save_options(folder, load_options(options.model))
+        save_options(folder, load_options(source))
     write_text(folder / REPORT_FILE, json.dumps(asdict(report), indent=2) + "\n")
 
 
@@ -134,4 +140,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 if __name__ == "__main__":
     main()
 
-__all__ = ["choose_pairs", "prompt_batches", "report_table", "run_fit"]
+__all__ = ["FitArguments", "report_table", "run_fit"]

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,21 @@ from accelerate import PartialState
 from datasets import Dataset
 from rich.console import Console
 from tqdm.auto import tqdm
-from transformers import TrainingArguments, set_seed
+from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from cc_model.data.collator import ParallelCollator
 from cc_model.files import write_text
-from cc_model.integrations.trainer import CCTrainer, PlainCollator, use_rich_progress
-from train.common.arguments import CollatorArguments, DataArguments, ModelArguments, SftArguments, parse
+from cc_model.integrations.trainer import CCTrainer, SimulatedTraining
+from train.common.arguments import CollatorArguments, DataArguments, ModelArguments, SftArguments, as_typed, parse
 from train.common.checkpoints import last_complete_checkpoint
+from train.common.console import open_console, say
+from train.common.files import output_folder
 from train.common.models import load_for_training, save_options, set_end_of_turn
-from train.common.rows import choose_pairs, count_pivots, load_rows
-from train.simulated import SimulatedTraining
+from train.common.resume import KeepOptions, check_options, check_parts, options_of, other_rows
+from train.common.rows import check_rows, choose_pairs, count_pivots
+from train.common.training import make_trainer
+from train.data.sources import load_rows
 
 DESCRIPTION = (
     "Fine-tune a causal language model on questions and answers, with the cross-lingual connection (--method cc) or "
@@ -40,43 +44,6 @@ DESCRIPTION = (
 LENGTH_COLUMN = "length"
 HISTORY_FILE = "history.json"
 REFIT_PAIRS = 512  # of a fit during training
-
-
-def make_trainer(
-    model: Any,
-    collator: ParallelCollator,
-    rows: Dataset,
-    arguments: TrainingArguments,
-    eval_rows: Dataset | None = None,
-    title: str = "training",
-    console: Console | None = None,
-) -> CCTrainer:
-    """A trainer for a patched model, or for a plain one, on the same rows.
-
-    Args:
-        model: patched: trains with the connection; not patched: the pivots are left out of the batches.
-        collator: of the model's tokenizer.
-        rows: data set with the collator's columns.
-        arguments: `remove_unused_columns` must be False, because the collator reads text.
-        eval_rows: for the evaluation loss.
-        title: shown at the progress bar.
-        console: of rich; a new one if None.
-
-    Raises:
-        ValueError: `remove_unused_columns` is set.
-    """
-    if arguments.remove_unused_columns:
-        raise ValueError("remove_unused_columns: expected False (the collator reads the text columns), got True")
-    trainer = CCTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=rows,
-        eval_dataset=eval_rows,
-        data_collator=collator if hasattr(model, "cc") else PlainCollator(collator),
-        processing_class=collator.tokenizer,
-    )
-    use_rich_progress(trainer, title, console)
-    return trainer
 
 
 def with_lengths(rows: Dataset, collator: ParallelCollator) -> Dataset:
@@ -118,48 +85,78 @@ def run_sft(
     """Load, train and save; what the command line does. The trainer's `state.log_history` has losses and decisions.
 
     Raises:
-        ValueError: options that do not fit together, data without the columns, a model that is not supported.
+        ValueError: options that do not fit together or, resuming, differ from the checkpoint's; data without the
+            columns, or with a row that cannot be read; a model that is not supported; a folder that cannot be written.
     """
-    console = console or Console()
+    console = open_console(console)
+    if token_options.system is not None:
+        token_options = replace(token_options, system=as_typed(token_options.system))
+    options = options_of(model_options, data_options, token_options)
     checkpoint = find_checkpoint(arguments)
+    if checkpoint is not None:
+        check_options(checkpoint, options)
+    folder = output_folder(str(arguments.output_dir), "output_dir")
     set_seed(arguments.seed)
-    rows = load_rows(data_options)
-    pivots = count_pivots(rows)
-    if model_options.method == "cc" and pivots == 0:
-        raise ValueError(
-            f"instruction_en: --method cc expects rows with an English version, got none in {data_options.dataset!r}; "
-            "see --instruction_en_column, or use --method vanilla"
-        )
+    rows, eval_rows = _load_rows(model_options, data_options)
     model, tokenizer = load_for_training(model_options, rows)
+    if checkpoint is not None:
+        check_parts(checkpoint, model, tokenizer, model_options)
     collator = ParallelCollator(tokenizer, **asdict(token_options))
     set_end_of_turn(model, collator)
-    eval_rows = load_rows(data_options, data_options.eval_split) if data_options.eval_split else None
-    if arguments.bucket_by_length:
-        rows = with_lengths(rows, collator)
-        eval_rows = with_lengths(eval_rows, collator) if eval_rows is not None else None
-        arguments.train_sampling_strategy = "group_by_length"
-        arguments.length_column_name = LENGTH_COLUMN
+    rows, eval_rows = _checked(rows, eval_rows, collator, arguments)
     trainer = make_trainer(model, collator, rows, arguments, eval_rows, model_options.method, console)
+    trainer.add_callback(KeepOptions(options))
     if model_options.simulated_share > 0:
         trainer.add_callback(_simulated_training(model_options, collator, rows, arguments.seed))
     main_process = trainer.is_world_process_zero()
     if main_process:
-        size = sum(parameter.numel() for parameter in model.parameters())
-        console.print(
-            f"{type(model).__name__}, {size:,} parameters, method {model_options.method}; {len(rows):,} rows, "
-            f"{pivots:,} with an English version" + (f"; resuming from {checkpoint}" if checkpoint else "")
-        )
-        Path(str(arguments.output_dir)).mkdir(parents=True, exist_ok=True)
-        save_options(str(arguments.output_dir), {"data": asdict(data_options), "collator": asdict(token_options)})
+        _announce(console, model, rows, options, checkpoint)
+        save_options(folder, options)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     if main_process:
-        history = json.dumps(trainer.state.log_history, indent=1)
-        write_text(Path(str(arguments.output_dir)) / HISTORY_FILE, history + "\n")
+        write_text(folder / HISTORY_FILE, json.dumps(trainer.state.log_history, indent=1) + "\n")
         if collator.truncated:
-            console.print(f"{collator.truncated:,} rows were longer than {collator.max_length} tokens and were cut")
-        console.print(f"saved to {arguments.output_dir}")
+            say(console, f"{collator.truncated:,} rows were longer than {collator.max_length} tokens and were cut")
+        say(console, f"saved to {folder}")
     return trainer
+
+
+def _load_rows(model_options: ModelArguments, data_options: DataArguments) -> tuple[Dataset, Dataset | None]:
+    """The rows to train on, and those of the evaluation loss, if any."""
+    rows = load_rows(data_options)
+    if model_options.method == "cc" and count_pivots(rows) == 0:
+        raise ValueError(
+            f"instruction_en: --method cc expects rows with an English version, got none in {data_options.dataset!r}; "
+            "see --instruction_en_column, or use --method vanilla"
+        )
+    return rows, load_rows(data_options, data_options.eval_split) if data_options.eval_split else None
+
+
+def _checked(
+    rows: Dataset, eval_rows: Dataset | None, collator: ParallelCollator, arguments: SftArguments
+) -> tuple[Dataset, Dataset | None]:
+    """The same rows, each of which the collator can read; with their lengths where Trainer groups by them."""
+    check_rows(rows, collator, progress=arguments.process_index == 0)
+    if eval_rows is not None:
+        check_rows(eval_rows, collator, argument="eval_split", progress=arguments.process_index == 0)
+    if not arguments.bucket_by_length:
+        return rows, eval_rows
+    arguments.train_sampling_strategy = "group_by_length"
+    arguments.length_column_name = LENGTH_COLUMN
+    return with_lengths(rows, collator), None if eval_rows is None else with_lengths(eval_rows, collator)
+
+
+def _announce(console: Console, model: Any, rows: Dataset, options: Mapping[str, Any], checkpoint: str | None) -> None:
+    """Say what is going to train on what."""
+    size = sum(parameter.numel() for parameter in model.parameters())
+    say(
+        console,
+        f"{type(model).__name__}, {size:,} parameters, method {options['model']['method']}; {len(rows):,} rows, "
+        f"{count_pivots(rows):,} with an English version" + (f"; resuming from {checkpoint}" if checkpoint else ""),
+    )
+    for difference in other_rows(checkpoint, options) if checkpoint else ():
+        say(console, f"resuming with other rows: {difference}")
 
 
 def _simulated_training(
@@ -188,4 +185,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 if __name__ == "__main__":
     main()
 
-__all__ = ["find_checkpoint", "make_trainer", "run_sft", "with_lengths"]
+__all__ = ["find_checkpoint", "run_sft", "with_lengths"]

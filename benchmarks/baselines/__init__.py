@@ -11,21 +11,31 @@ from benchmarks.baselines.base import Batch, Mode, TwoForwards, Vanilla, random_
 from benchmarks.baselines.compiled import CompiledHooks, CompiledOurs, CompiledVanilla
 from benchmarks.baselines.hooks import Hooks
 from benchmarks.baselines.interventions import NNsight
-from benchmarks.baselines.ours import Ours
+from benchmarks.baselines.labelled import VanillaLossOnly, VanillaTRL
+from benchmarks.baselines.ours import Ours, OursPlain, OursUnshared
 from benchmarks.baselines.published import Published
 from benchmarks.measure.models import twin
 
+# Every way to train. A new one is a class and a line here.
 MODES: tuple[type[Mode], ...] = (
     Vanilla,
+    VanillaLossOnly,
+    VanillaTRL,
     TwoForwards,
     Published,
     Hooks,
     NNsight,
     Ours,
+    OursUnshared,
+    OursPlain,
     CompiledVanilla,
     CompiledHooks,
     CompiledOurs,
 )
+
+# Whose generation is profiled, and whose also with a static cache; the others are ways to train.
+GENERATING: tuple[type[Mode], ...] = (Vanilla, Published, Hooks, Ours)
+STATIC: tuple[type[Mode], ...] = (Vanilla, Ours)
 
 
 def make_modes(wanted: list[type[Mode]], model: Any, pivot_grad: bool = False, seed: int = 0) -> list[Mode]:
@@ -46,4 +56,4 @@ def make_modes(wanted: list[type[Mode]], model: Any, pivot_grad: bool = False, s
     return [kind(twin(model), maker, matrix, pivot_grad) for kind in wanted if kind.available]
 
 
-__all__ = ["MODES", "Batch", "Mode", "make_modes", "random_batch"]
+__all__ = ["GENERATING", "MODES", "STATIC", "Batch", "Mode", "make_modes", "random_batch"]

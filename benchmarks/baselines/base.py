@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cc_model.data.stacking import loss_rows
+
 MARKER = 1  # the token before the last prompt token, from which the published way finds its positions
 
 
@@ -21,23 +23,47 @@ class Batch:
 
     input_ids: Tensor  # (B, T), prompt and answer
     labels: Tensor  # (B, T), −100 in the prompt
-    pivot_input_ids: Tensor  # (B, S)
+    pivot_input_ids: Tensor  # (B, S), equal for rows that are translations of one prompt
     noise: Tensor  # (B, L)
     prompt_tokens: int  # P
+    translations: int = 1  # rows of one English prompt, one after the other
 
     @property
     def prompt(self) -> Tensor:
         """The prompts alone, `(B, P)`."""
         return self.input_ids[:, : self.prompt_tokens]
 
+    @property
+    def distinct_pivots(self) -> Tensor:
+        """Each English prompt once, `(⌈B / translations⌉, S)`."""
+        return self.pivot_input_ids[:: self.translations]
+
+    @property
+    def pivot_row(self) -> Tensor:
+        """Which of them a row reads, `(B,)`."""
+        return torch.arange(len(self.input_ids), device=self.input_ids.device) // self.translations
+
+    @property
+    def loss_rows(self) -> Tensor:
+        """The flattened tokens whose next token has a label, `(K,)`, as a collator gives them."""
+        return loss_rows(self.labels.cpu()).to(self.labels.device)
+
 
 def random_batch(
-    rows: int, prompt: int, answer: int, pivot: int, vocabulary: int, layers: int, device: torch.device, seed: int = 0
+    rows: int,
+    prompt: int,
+    answer: int,
+    pivot: int,
+    vocabulary: int,
+    layers: int,
+    device: torch.device,
+    seed: int = 0,
+    translations: int = 1,
 ) -> Batch:
     """Random tokens. The noise prefers one layer per row by far, so that rounding cannot change a decision.
 
     Raises:
-        ValueError: a prompt or pivot that is too short for the marker.
+        ValueError: a prompt or pivot that is too short for the marker, or less than one translation.
 
     Example:
         >>> batch = random_batch(2, prompt=5, answer=3, pivot=4, vocabulary=64, layers=2, device=torch.device("cpu"))
@@ -46,6 +72,8 @@ def random_batch(
     """
     if prompt < 2 or pivot < 2:
         raise ValueError(f"prompt, pivot: expected 2 or more tokens, got {prompt} and {pivot}")
+    if translations < 1:
+        raise ValueError(f"translations: expected 1 or more, got {translations}")
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(MARKER + 1, vocabulary, (rows, prompt + answer), generator=generator)
     ids[:, prompt - 2] = MARKER
@@ -53,10 +81,11 @@ def random_batch(
     labels[:, :prompt] = -100
     pivot_ids = torch.randint(MARKER + 1, vocabulary, (rows, pivot), generator=generator)
     pivot_ids[:, pivot - 2] = MARKER
+    pivot_ids = pivot_ids[torch.arange(rows) // translations * translations]
     noise = -0.1 * torch.empty(rows, layers).exponential_(generator=generator).log()
     noise[torch.arange(rows), torch.randint(layers, (rows,), generator=generator)] += 5.0
     ids, labels, pivot_ids, noise = (tensor.to(device) for tensor in (ids, labels, pivot_ids, noise))
-    return Batch(ids, labels, pivot_ids, noise, prompt)
+    return Batch(ids, labels, pivot_ids, noise, prompt, translations)
 
 
 class Mode:

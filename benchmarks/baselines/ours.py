@@ -12,9 +12,11 @@ from cc_model import CCConfig, patch_model
 
 
 class Ours(Mode):
-    """A patched model, whose forward and `generate` connect."""
+    """A patched model, whose forward and `generate` connect; fed as by `ParallelCollator` with both its switches."""
 
     name = "ours"
+    shares = True  # each English prompt of the batch runs once
+    loss_only = True  # head and loss run where there is a label
 
     def __init__(self, model: Any, maker: nn.Parameter, matrix: Tensor, pivot_grad: bool = False) -> None:
         super().__init__(model, maker, matrix, pivot_grad)
@@ -25,12 +27,13 @@ class Ours(Mode):
     def loss(self, batch: Batch) -> Tensor:
         """The patched model's own loss."""
         self.model.train()
+        pivots = {"pivot_input_ids": batch.pivot_input_ids}
+        if self.shares:
+            pivots = {"pivot_input_ids": batch.distinct_pivots, "pivot_row": batch.pivot_row}
+        if self.loss_only:
+            pivots["loss_rows"] = batch.loss_rows
         return self.model(
-            input_ids=batch.input_ids,
-            labels=batch.labels,
-            pivot_input_ids=batch.pivot_input_ids,
-            gumbel_noise=batch.noise,
-            use_cache=False,
+            input_ids=batch.input_ids, labels=batch.labels, gumbel_noise=batch.noise, use_cache=False, **pivots
         ).loss
 
     @torch.no_grad()
@@ -40,3 +43,17 @@ class Ours(Mode):
         if noise is not None:
             options["gumbel_noise"] = noise
         return self.stock_generate(ids, new_tokens, **options)
+
+
+class OursUnshared(Ours):
+    """The same with an English prompt for each row, though several are equal."""
+
+    name = "ours-unshared"
+    shares = False
+
+
+class OursPlain(Ours):
+    """The connection alone: an English prompt for each row, and the head on all tokens."""
+
+    name = "ours-plain"
+    shares = loss_only = False

@@ -12,7 +12,7 @@ One tile has both projections for the same columns, so that x is loaded once for
 128 × 256 tile. Tiles come by TMA descriptors, products are asynchronous (wgmma), and each processor runs one program
 that goes from tile to tile, the epilogue of one beside the loads of the next.
 
-`python -m benchmarks.gpu_check --out DIR --ops gate_up_matmul` compares it with libraries on a GPU.
+`python -m benchmarks.ops gate_up_matmul --out FILE` compares it with libraries on a GPU.
 """
 
 from __future__ import annotations

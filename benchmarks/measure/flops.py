@@ -37,11 +37,30 @@ def capture_flops(config: Any, rows: int, tokens: int) -> int:
     return body_flops(config, rows, tokens) - unused
 
 
-def training_ratio(config: Any, rows: int, tokens: int, pivot_tokens: int, pivot_grad: bool = False) -> float:
-    """Forward and backward with the connection ÷ without; a backward counts as two forwards."""
-    plain = 3 * (body_flops(config, rows, tokens) + head_flops(config, rows, tokens))
-    pivot = (3 if pivot_grad else 1) * capture_flops(config, rows, pivot_tokens)
-    return (plain + pivot) / plain
+def training_ratio(
+    config: Any,
+    rows: int,
+    tokens: int,
+    pivot_tokens: int,
+    pivot_grad: bool = False,
+    pivots: int | None = None,
+    labelled: int | None = None,
+) -> float:
+    """Forward and backward with the connection ÷ without; a backward counts as two forwards.
+
+    Args:
+        config: of the model.
+        rows: B.
+        tokens: T.
+        pivot_tokens: S.
+        pivot_grad: the pivot pass has a backward, too.
+        pivots: rows of the pivot pass; None: one for each row.
+        labelled: tokens that the connected step's head runs on; None: all.
+    """
+    body, head = body_flops(config, rows, tokens), head_flops(config, rows, tokens)
+    pivot = (3 if pivot_grad else 1) * capture_flops(config, rows if pivots is None else pivots, pivot_tokens)
+    own_head = head if labelled is None else head_flops(config, 1, labelled)
+    return (3 * (body + own_head) + pivot) / (3 * (body + head))
 
 
 def prefill_ratio(config: Any, rows: int, tokens: int, prefills: int = 1) -> float:

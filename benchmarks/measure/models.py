@@ -21,6 +21,10 @@ _FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
         "tiny",
         {"model_type": "llama", "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32, "vocab_size": 2048},
     ),
+    "tiny-8k": (  # the head has a fifth of the weights, as in Llama-3.2-1B
+        "tiny",
+        {"model_type": "llama", "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32, "vocab_size": 8192},
+    ),
     "small": (
         "small",
         {

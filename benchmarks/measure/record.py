@@ -29,7 +29,7 @@ def _answer(command: list[str]) -> str | None:
 
 
 def facts(device: torch.device) -> dict[str, Any]:
-    """Versions, the commit, and the device.
+    """Versions, the commit with its date, and the device.
 
     Example:
         >>> facts(torch.device("cpu"))["torch"] == torch.__version__
@@ -42,6 +42,7 @@ def facts(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "cc_kernels": cc_kernels.__version__,
         "commit": _answer(["git", "describe", "--always", "--dirty", "--abbrev=10"]),
+        "committed": _answer(["git", "show", "--no-patch", "--format=%cI", "HEAD"]),
         "device": f"{platform.machine()} CPU, {torch.get_num_threads()} of {os.cpu_count()} threads",
     }
     if device.type == "cuda":

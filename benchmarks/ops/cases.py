@@ -10,23 +10,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.measure.agreement import allowed
 from benchmarks.measure.timing import copies_for, device_time, eager_time, read_bandwidth
 from cc_kernels.aot.floors import Cost
 
-# Largest difference from the reference, relative to the largest value, beyond which nothing is timed.
-AGREEMENT = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+COMPILES = True  # off in smoke tests, where compiling would take most of the time
 
 
 @dataclass(frozen=True)
 class Case:
-    """One op at one shape. `implementations[0]` is ours; `reference` gives the values that all must agree with.
+    """One op at one shape, with everything that computes it.
 
-    `eager_only` are implementations that cannot be part of a CUDA graph, and so have no device time. `reads`: nearly
-    all bytes are read, so that the share is that of a kernel which reads as many and writes none.
+    Args:
+        name: says op and shape.
+        inputs: the arguments, of a seed.
+        reference: gives the values that all implementations must agree with.
+        implementations: by name; ours is called `cc_kernels`.
+        cost: bytes that must be moved, and operations.
+        eager_only: implementations that cannot be part of a CUDA graph, and so have no device time.
+        reads: nearly all bytes are read, so that the share is that of a kernel which reads as many and writes none.
     """
 
     name: str
-    inputs: Callable[[int], tuple[Any, ...]]  # of a seed
+    inputs: Callable[[int], tuple[Any, ...]]
     reference: Callable[..., Any]
     implementations: dict[str, Callable[..., Any]]
     cost: Cost
@@ -67,8 +73,8 @@ def backward_only(op: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
 
 
 def compiled(op: Callable[..., Any]) -> Callable[..., Any]:
-    """`torch.compile` for fixed shapes."""
-    return torch.compile(op, dynamic=False, fullgraph=True)
+    """`torch.compile` for fixed shapes; `op` itself where `COMPILES` is off."""
+    return torch.compile(op, dynamic=False, fullgraph=True) if COMPILES else op
 
 
 def _tensors(result: Any) -> list[Tensor]:
@@ -80,7 +86,7 @@ def disagreement(result: Any, expected: Any) -> str | None:
     for position, (ours, theirs) in enumerate(zip(_tensors(result), _tensors(expected))):
         scale = max(theirs.abs().max().item(), 1.0) if theirs.numel() else 1.0
         error = (ours.double() - theirs.double()).abs().max().item() if theirs.numel() else 0.0
-        if not error <= AGREEMENT.get(theirs.dtype, 1e-6) * scale:
+        if not error <= allowed("op", theirs.dtype) * scale:
             return f"result {position} differs by {error:.3e} where the largest value is {scale:.3e}"
     return None
 

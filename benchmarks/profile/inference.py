@@ -13,13 +13,10 @@ from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from benchmarks.baselines import Mode
+from benchmarks.measure.agreement import difference
 from benchmarks.measure.counting import count_launches, count_ops, count_waits, peak_bytes
 from benchmarks.measure.flops import prefill_ratio
 from benchmarks.measure.interleaved import ratios, rounds_of, spread
-from benchmarks.profile.training import relative_error
-
-# Largest relative difference of the first logits from the hooks', beyond which nothing is timed.
-AGREEMENT = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 
 
 class TokenClock(BaseStreamer):
@@ -87,9 +84,8 @@ def warm(
             else:
                 logits = call.first_logits(noise)
                 expected = logits if expected is None else expected
-            error = relative_error(logits, expected) if mode.connects else 0.0
-            allowed = AGREEMENT[mode.maker.dtype]
-            problem = None if error <= allowed else f"the first logits differ by {error:.1e}; {allowed:.0e} is allowed"
+            problem = difference("logits", logits, expected, mode.maker.dtype) if mode.connects else None
+            problem = problem and f"the first token's logits: {problem}"
             call(), call()
         except Exception as error:  # one mode's failure is a line of the report
             problem = f"{type(error).__name__}: {error}"[:400]
@@ -112,6 +108,7 @@ def profile_generation(
     trace: str | None = None,
     counts: bool = True,
     progress: Callable[[str], None] = print,
+    keep: Callable[[dict[str, Any]], None] = lambda record: None,
     **options: Any,
 ) -> dict[str, Any]:
     """Time to the first token and decode steps of each mode for prompts `(B, P)`.
@@ -127,6 +124,7 @@ def profile_generation(
         trace: folder for one trace per mode.
         counts: also count launches, waits, ops and memory of one call that generates one token; not with `options`.
         progress: told what happens.
+        keep: given the record when all modes are timed, and again as each is counted.
         options: of `generate`, such as `cache_implementation="static"`.
 
     Returns:
@@ -153,11 +151,7 @@ def profile_generation(
             "added_steps": spread([(a - b) / plain_step for a, b in zip(call.first, first["vanilla"])]),
             "tokens_per_second": rows / step["median"],
         }
-    if counts and not options:
-        for name, call in calls.items():
-            progress(f"  counting {name}")
-            found[name] |= _counted(call, device, None if trace is None else str(Path(trace) / f"infer-{name}.json"))
-    return {
+    record = {
         "rows": rows,
         "tokens": tokens,
         "new_tokens": new_tokens,
@@ -168,6 +162,12 @@ def profile_generation(
         },
         "modes": found,
     }
+    keep(record)
+    for name, call in calls.items() if counts and not options else ():
+        progress(f"  counting {name}")
+        found[name] |= _counted(call, device, None if trace is None else str(Path(trace) / f"infer-{name}.json"))
+        keep(record)
+    return record
 
 
 def _counted(call: Generation, device: torch.device, trace: str | None) -> dict[str, Any]:

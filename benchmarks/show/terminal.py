@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from benchmarks.show.kinds import kind_of
+from benchmarks.show.table import Record, Table
 
-from benchmarks.show.tables import Table, failures, profile_tables
 
-
-def show(record: dict[str, Any]) -> None:
-    """Print the tables: with rich where it is installed."""
-    for table in profile_tables(record):
+def show(record: Record) -> None:
+    """Print the tables of a record, and what failed."""
+    kind = kind_of(record)
+    for table in kind.tables(record):
         show_table(table)
-    for failure in failures(record):
+    for failure in kind.failures(record):
         print(f"refused or failed: {failure}", flush=True)
 
 

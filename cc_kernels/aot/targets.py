@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cc_kernels.launch import Gpu
+
 KIB = 1024
 
 
@@ -27,6 +29,7 @@ class Target:
     schedulers: int  # per processor
     max_warps: int  # per processor
     max_blocks: int  # per processor
+    gpu: Gpu  # a GPU with this architecture, as the heuristics see it
 
     def occupancy(self, registers: int, shared: int, num_warps: int) -> float:
         """Resident warps as a share of the most possible, from registers per thread and shared bytes per block."""
@@ -39,7 +42,7 @@ class Target:
         return fits * num_warps / self.max_warps
 
 
-def _nvidia(arch: int, shared_per_processor: int) -> Target:
+def _nvidia(arch: int, shared_per_processor: int, gpu: Gpu) -> Target:
     return Target(
         name=f"sm_{arch}",
         backend="cuda",
@@ -53,15 +56,16 @@ def _nvidia(arch: int, shared_per_processor: int) -> Target:
         schedulers=4,
         max_warps=64,
         max_blocks=32,
+        gpu=gpu,
     )
 
 
 TARGETS = {
     target.name: target
     for target in (
-        _nvidia(80, 164 * KIB),
-        _nvidia(90, 228 * KIB),
-        _nvidia(100, 228 * KIB),
+        _nvidia(80, 164 * KIB, Gpu(32, 108)),
+        _nvidia(90, 228 * KIB, Gpu(32, 132)),
+        _nvidia(100, 228 * KIB, Gpu(32, 148, in_flight=54 * KIB)),
         Target(
             name="gfx942",
             backend="hip",
@@ -75,6 +79,7 @@ TARGETS = {
             schedulers=4,
             max_warps=32,
             max_blocks=32,
+            gpu=Gpu(64, 304, in_flight=18 * KIB),
         ),
     )
 }

@@ -15,7 +15,7 @@ from torch import Tensor
 from cc_kernels.aot.compiling import Report, inspect, specialize
 from cc_kernels.aot.shapes import LARGEST, MODELS, ModelShape
 from cc_kernels.aot.targets import TARGETS
-from cc_kernels.launch import Launch, record_launches
+from cc_kernels.launch import H100, Gpu, Launch, recorded
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TOKENS = 4096  # of a training step; one token stands for decoding
@@ -58,7 +58,7 @@ def _add_rows(model: ModelShape, dtype: torch.dtype, batches: tuple[int, ...]) -
 
 
 def _decision(model: ModelShape, dtype: torch.dtype, batches: tuple[int, ...]) -> None:
-    """`decide` and `connect`: training with noise, inference with a folded matrix, and the backward of both."""
+    """`decide` and `connect`: training with noise, inference with a folded matrix, with `rows`, and the backward."""
     forward, backward = _op_module("decision.forward").forward, _op_module("decision.backward").backward
     layers, width = model.layers, model.hidden
     weight = _empty(layers, width, dtype=dtype)
@@ -75,6 +75,13 @@ def _decision(model: ModelShape, dtype: torch.dtype, batches: tuple[int, ...]) -
             backward(embeds, None, bank, weight, weights, weights, vector, 1.0, want_bank, want_embeds)
         for grad_update in (None, embeds):
             backward(grad_update, weights, bank, weight, weights, weights, None, 1.0, True, True)
+        rows = _empty(count, dtype=torch.int64)
+        for hard in (True, False):
+            forward(bank, embeds, weight, noise, 1.0, hard, None, True, rows)
+        for bank_weight in folded:
+            forward(bank, embeds, weight, None, 1.0, True, bank_weight, True, rows)
+        for want_bank in (True, False):
+            backward(embeds, None, bank, weight, weights, weights, vector, 1.0, want_bank, True, rows)
 
 
 def _transform_rows(model: ModelShape, dtype: torch.dtype, batches: tuple[int, ...]) -> None:
@@ -108,7 +115,7 @@ def variants(
     ops: tuple[str, ...] = tuple(OPS),
     models: tuple[ModelShape, ...] = (*MODELS, LARGEST),
     dtypes: tuple[torch.dtype, ...] = DTYPES,
-    warp_size: int = 32,
+    gpu: Gpu = H100,
     batches: tuple[int, ...] = ROWS,
 ) -> Iterator[tuple[str, torch.dtype, Launch]]:
     """Op, dtype and launch of every different kernel specialization, each once."""
@@ -116,9 +123,9 @@ def variants(
     for op in ops:
         for dtype in dtypes:
             for model in models:
-                with record_launches(warp_size) as launches:
+                with recorded(gpu) as recording:
                     OPS[op](model, dtype, batches)
-                for launch in launches:
+                for launch in recording.launches:
                     key = (launch.kernel.fn.__name__, repr(specialize(launch)))
                     if key not in seen:
                         seen.add(key)
@@ -135,7 +142,7 @@ def compile_all(
     """The reports of one target and dtype, and the failures as text."""
     reports, failures = [], []
     torch_dtype = getattr(torch, dtype)
-    for _, _, launch in variants(ops, models, (torch_dtype,), TARGETS[target].warp_size, batches):
+    for _, _, launch in variants(ops, models, (torch_dtype,), TARGETS[target].gpu, batches):
         try:
             reports.append(inspect(launch, torch_dtype, TARGETS[target]))
         except Exception as error:  # whatever the compiler raises is a line of the report

@@ -19,10 +19,24 @@ import torch
 from torch import Tensor
 
 from cc_kernels import reference
-from cc_kernels.backend import choose, register_triton
+from cc_kernels.backend import register_triton
 from cc_kernels.checks import check_device, check_float, check_rows, check_shape
-from cc_kernels.launch import HAS_TRITON, arithmetic_dtype, blocks, jit, launch, row_config, tl, unit_stride, warp_size
+from cc_kernels.launch import (
+    HAS_TRITON,
+    arithmetic_dtype,
+    blocks,
+    constants,
+    jit,
+    launch,
+    prepared,
+    row_config,
+    tl,
+    unit_stride,
+    warp_size,
+    written,
+)
 from cc_kernels.library import define, is_transformed
+from cc_kernels.op import Op
 from cc_kernels.ops.capture_rows import capture_rows_triton
 
 
@@ -51,6 +65,7 @@ def _add_rows_fwd_kernel(
     tl.store(target, total.to(x_ptr.dtype.element_ty), mask=mask)
 
 
+@prepared
 def _write_rows(x: Tensor, rows: Tensor, values: Tensor) -> None:
     """Add the rows to `x`, whose last axis is dense."""
     count, width = values.shape
@@ -60,21 +75,11 @@ def _write_rows(x: Tensor, rows: Tensor, values: Tensor) -> None:
     config = row_config(width, x.element_size(), warp_size())
     blocks_per_row = blocks(width, config.block)
     launch(
-        _add_rows_fwd_kernel,
-        (count * blocks_per_row,),
-        like=x,
-        x_ptr=x,
-        rows_ptr=rows,
-        values_ptr=values,
-        x_stride=x.stride(0),
-        rows_stride=rows.stride(0),
-        values_stride=values.stride(0),
-        width=width,
-        blocks_per_row=blocks_per_row,
-        ARITHMETIC=arithmetic_dtype(x.dtype),
-        BLOCK=config.block,
-        num_warps=config.num_warps,
-    )
+        _add_rows_fwd_kernel, (count * blocks_per_row,),
+        x_ptr=x, rows_ptr=rows, values_ptr=values,
+        x_stride=x.stride(0), rows_stride=rows.stride(0), values_stride=values.stride(0),
+        width=width, blocks_per_row=blocks_per_row, ARITHMETIC=arithmetic_dtype(x.dtype), **constants(config),
+    )  # fmt: skip
 
 
 def _forward(x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
@@ -88,6 +93,15 @@ def _forward_inplace(x: Tensor, rows: Tensor, values: Tensor) -> None:
     _write_rows(dense, rows, values)
     if dense is not x:
         x.copy_(dense)
+
+
+@prepared
+def _without_gradients(x: Tensor, rows: Tensor, values: Tensor, inplace: bool = False) -> Tensor:
+    if not inplace:
+        return _forward(x, rows, values)
+    _forward_inplace(x, rows, values)
+    written(x)
+    return x
 
 
 def _gradient_of_values(ctx: Any, grad: Tensor) -> Tensor:
@@ -128,18 +142,39 @@ def _add_rows_triton(x: Tensor, rows: Tensor, values: Tensor, inplace: bool = Fa
     return _AddRowsInplace.apply(x, rows, values)
 
 
+def _reference_inplace(x: Tensor, rows: Tensor, values: Tensor) -> None:
+    reference.add_rows(x, rows, values, inplace=True)
+
+
 if HAS_TRITON:
     _add_op = define(
         "add_rows(Tensor x, Tensor rows, Tensor values) -> Tensor",
         _forward,
         fake=lambda x, rows, values: x.new_empty(x.shape),
+        reference=reference.add_rows,
         backward=_autograd,
         save=_save,
     )
     _inplace_op = define(
-        "add_rows_(Tensor(a!) x, Tensor rows, Tensor values) -> ()", _forward_inplace, fake=lambda *_: None
+        "add_rows_(Tensor(a!) x, Tensor rows, Tensor values) -> ()",
+        _forward_inplace,
+        fake=lambda *_: None,
+        reference=_reference_inplace,
     )
     register_triton("add_rows", _add_rows_triton)
+
+
+def _check(x: Tensor, rows: Tensor, values: Tensor, inplace: bool) -> None:
+    check_float("x", x, ndim=2)
+    check_float("values", values, ndim=2)
+    check_rows("rows", rows, x, count=values.shape[0])
+    check_shape("values", values, (rows.shape[0], x.shape[1]), "(K, d)")
+    check_device("values", values, "x", x)
+    if inplace and x.shape[0] > 1 and x.stride(0) == 0:
+        raise ValueError(f"x: expected rows of their own memory for inplace=True, got strides {x.stride()}")
+
+
+_op = Op("add_rows", _check, reference.add_rows, _without_gradients)
 
 
 def add_rows(x: Tensor, rows: Tensor, values: Tensor, inplace: bool = False) -> Tensor:
@@ -172,14 +207,7 @@ def add_rows(x: Tensor, rows: Tensor, values: Tensor, inplace: bool = False) -> 
                 [0., 0.],
                 [1., 2.]])
     """
-    check_float("x", x, ndim=2)
-    check_float("values", values, ndim=2)
-    check_rows("rows", rows, x, count=values.shape[0])
-    check_shape("values", values, (rows.shape[0], x.shape[1]), "(K, d)")
-    check_device("values", values, "x", x)
-    if inplace and x.shape[0] > 1 and x.stride(0) == 0:
-        raise ValueError(f"x: expected rows of their own memory for inplace=True, got strides {x.stride()}")
-    return choose("add_rows", x, reference.add_rows)(x, rows, values, inplace)
+    return _op(x, rows, values, inplace)
 
 
 __all__ = ["add_rows"]

@@ -17,10 +17,24 @@ import torch
 from torch import Tensor
 
 from cc_kernels import reference
-from cc_kernels.backend import choose, register_triton
+from cc_kernels.backend import register_triton
 from cc_kernels.checks import check_float, check_rows
-from cc_kernels.launch import HAS_TRITON, arithmetic_dtype, blocks, jit, launch, row_config, tl, unit_stride, warp_size
+from cc_kernels.launch import (
+    HAS_TRITON,
+    arithmetic_dtype,
+    blocks,
+    constants,
+    empty,
+    jit,
+    launch,
+    prepared,
+    row_config,
+    tl,
+    unit_stride,
+    warp_size,
+)
 from cc_kernels.library import define, is_transformed
+from cc_kernels.op import Op
 
 
 @jit(do_not_specialize=["blocks_per_row"])
@@ -76,62 +90,58 @@ def _capture_rows_bwd_kernel(
         tl.store(out_ptr + row * out_stride + columns, total.to(out_ptr.dtype.element_ty), mask=inside)
 
 
+@prepared
 def _forward(x: Tensor, rows: Tensor) -> Tensor:
     count, width = rows.shape[0], x.shape[1]
     if x.shape[0] == 0:  # only −1 can be asked of a tensor without rows
         return x.new_zeros(count, width)
-    out = x.new_empty(count, width)
+    out = empty(x, (count, width))
     x = unit_stride(x)
     config = row_config(width, x.element_size(), warp_size())
     blocks_per_row = blocks(width, config.block)
     launch(
-        _capture_rows_fwd_kernel,
-        (count * blocks_per_row,),
-        like=x,
-        x_ptr=x,
-        rows_ptr=rows,
-        out_ptr=out,
-        x_stride=x.stride(0),
-        rows_stride=rows.stride(0),
-        out_stride=out.stride(0),
-        width=width,
-        blocks_per_row=blocks_per_row,
-        BLOCK=config.block,
-        num_warps=config.num_warps,
-    )
+        _capture_rows_fwd_kernel, (count * blocks_per_row,),
+        x_ptr=x, rows_ptr=rows, out_ptr=out,
+        x_stride=x.stride(0), rows_stride=rows.stride(0), out_stride=out.stride(0),
+        width=width, blocks_per_row=blocks_per_row, **constants(config),
+    )  # fmt: skip
     return out
 
 
-def _backward(grad: Tensor, rows: Tensor, base: Tensor | None, length: int) -> Tensor:
-    """`base` (zeros of `length` rows when None) plus the rows of `grad`; a new tensor."""
+@prepared
+def _without_gradients(x: Tensor, rows: Tensor, assume_valid: bool = False) -> Tensor:
+    return _forward(x, rows)
+
+
+@prepared
+def _through_without_gradients(x: Tensor, rows: Tensor, assume_valid: bool = False) -> tuple[Tensor, Tensor]:
+    return x, _forward(x, rows)
+
+
+@prepared
+def _add_gradient(grad: Tensor, rows: Tensor, out: Tensor) -> None:
+    """Add the rows of `grad` to those of `out` that they were captured from."""
     count, width = grad.shape
-    if base is None:
-        out = grad.new_zeros(length, width)
-    else:
-        out = base.clone(memory_format=torch.contiguous_format)
-    if length == 0:
-        return out
     grad = unit_stride(grad)
     config = row_config(width, grad.element_size(), warp_size())
     blocks_per_row = blocks(width, config.block)
     launch(
-        _capture_rows_bwd_kernel,
-        (count * blocks_per_row,),
-        like=grad,
-        grad_ptr=grad,
-        rows_ptr=rows,
-        out_ptr=out,
-        grad_stride=grad.stride(0),
-        rows_stride=rows.stride(0),
-        out_stride=out.stride(0),
-        count=count,
-        width=width,
-        blocks_per_row=blocks_per_row,
-        ARITHMETIC=arithmetic_dtype(grad.dtype),
-        BLOCK=config.block,
-        BLOCK_ROWS=64,
-        num_warps=config.num_warps,
-    )
+        _capture_rows_bwd_kernel, (count * blocks_per_row,),
+        grad_ptr=grad, rows_ptr=rows, out_ptr=out,
+        grad_stride=grad.stride(0), rows_stride=rows.stride(0), out_stride=out.stride(0),
+        count=count, width=width, blocks_per_row=blocks_per_row,
+        ARITHMETIC=arithmetic_dtype(grad.dtype), BLOCK_ROWS=64, **constants(config),
+    )  # fmt: skip
+
+
+def _backward(grad: Tensor, rows: Tensor, base: Tensor | None, length: int) -> Tensor:
+    """`base` (zeros of `length` rows when None) plus the rows of `grad`; a new tensor."""
+    if base is None:
+        out = grad.new_zeros(length, grad.shape[1])
+    else:
+        out = base.clone(memory_format=torch.contiguous_format)
+    if length > 0:
+        _add_gradient(grad, rows, out)
     return out
 
 
@@ -177,16 +187,27 @@ if HAS_TRITON:
         "capture_rows_backward(Tensor grad, Tensor rows, Tensor? base, SymInt length) -> Tensor",
         _backward,
         fake=lambda grad, rows, base, length: grad.new_empty(length, grad.shape[1]),
+        reference=reference.capture_rows_backward,
     )
     _capture_op = define(
         "capture_rows(Tensor x, Tensor rows) -> Tensor",
         _forward,
         fake=lambda x, rows: x.new_empty(rows.shape[0], x.shape[1]),
+        reference=reference.capture_rows,
         backward=_autograd,
         save=_save,
     )
     register_triton("capture_rows", capture_rows_triton)
     register_triton("capture_rows_through", _capture_through_triton)
+
+
+def _check(x: Tensor, rows: Tensor, assume_valid: bool) -> None:
+    check_float("x", x, ndim=2)
+    check_rows("rows", rows, x)
+
+
+_op = Op("capture_rows", _check, reference.capture_rows, _without_gradients)
+_through_op = Op("capture_rows_through", _check, reference.capture_rows_through, _through_without_gradients)
 
 
 def capture_rows(x: Tensor, rows: Tensor, assume_valid: bool = False) -> Tensor:
@@ -216,9 +237,7 @@ def capture_rows(x: Tensor, rows: Tensor, assume_valid: bool = False) -> Tensor:
         tensor([[3., 4.],
                 [0., 0.]])
     """
-    check_float("x", x, ndim=2)
-    check_rows("rows", rows, x)
-    return choose("capture_rows", x, reference.capture_rows)(x, rows, assume_valid)
+    return _op(x, rows, assume_valid)
 
 
 def capture_rows_through(x: Tensor, rows: Tensor, assume_valid: bool = False) -> tuple[Tensor, Tensor]:
@@ -255,9 +274,7 @@ def capture_rows_through(x: Tensor, rows: Tensor, assume_valid: bool = False) ->
         tensor([[ 1.,  1.],
                 [11., 11.]])
     """
-    check_float("x", x, ndim=2)
-    check_rows("rows", rows, x)
-    return choose("capture_rows_through", x, reference.capture_rows_through)(x, rows, assume_valid)
+    return _through_op(x, rows, assume_valid)
 
 
 __all__ = ["capture_rows", "capture_rows_through"]

@@ -5,8 +5,10 @@
     y = softmax((z + g) / τ)                        g: Gumbel noise, or none
     out = y, or onehot(argmax y) with the gradient of y (straight-through) when `hard`
 
-Shapes: bank V `(L, K, d)`, embeds e `(K, d)`, weight W `(L, d)`, noise g `(K, L)`, out `(K, L)` in fp32 (fp64 for fp64
-inputs). Bytes moved by a fused implementation: the bank once, the embeddings and W once.
+With `rows` `(K,)`, `V[l, rows[k]]` stands for `V[l,k]`, and a row of −1 has weights of 0.
+
+Shapes: bank V `(L, K, d)` (`(L, P, d)` with `rows`), embeds e `(K, d)`, weight W `(L, d)`, noise g `(K, L)`, out
+`(K, L)` in fp32 (fp64 for fp64 inputs). Bytes moved by a fused implementation: the bank, the embeddings and W once.
 """
 
 from __future__ import annotations
@@ -14,26 +16,35 @@ from __future__ import annotations
 from torch import Tensor
 
 from cc_kernels import reference
-from cc_kernels.backend import choose
-from cc_kernels.checks import check_device, check_float, check_same, check_shape
-from cc_kernels.ops.decision import operator  # noqa: F401  (registers the Triton implementation of decide and connect)
+from cc_kernels.checks import check_device, check_float, check_rows, check_same, check_shape
+from cc_kernels.op import Op
+from cc_kernels.ops.decision import operator
 
 
 def check_decision(
-    bank: Tensor, embeds: Tensor, weight: Tensor, noise: Tensor | None, temperature: float, bank_weight: Tensor | None
+    bank: Tensor,
+    embeds: Tensor,
+    weight: Tensor,
+    noise: Tensor | None,
+    temperature: float,
+    hard: bool,
+    bank_weight: Tensor | None,
+    rows: Tensor | None,
 ) -> None:
     """Raise unless the arguments shared by `decide` and `connect` fit together; see `decide`."""
-    layers, rows, width = check_float("bank", bank, ndim=3).shape
+    layers, count, width = check_float("bank", bank, ndim=3).shape
     check_float("embeds", embeds, ndim=2)
     check_float("weight", weight, ndim=2)
     if layers == 0:
         raise ValueError(f"bank: expected at least one layer, got shape {tuple(bank.shape)}")
-    check_shape("embeds", embeds, (rows, width), "(K, d)")
+    if rows is not None:
+        count = check_rows("rows", rows, bank, like_name="bank").shape[0]
+    check_shape("embeds", embeds, (count, width), "(K, d)")
     check_shape("weight", weight, (layers, width), "(L, d)")
     check_same("embeds", embeds, "bank", bank)
     check_device("weight", weight, "bank", bank)
     if noise is not None:
-        check_shape("noise", check_float("noise", noise, ndim=2), (rows, layers), "(K, L)")
+        check_shape("noise", check_float("noise", noise, ndim=2), (count, layers), "(K, L)")
         check_device("noise", noise, "bank", bank)
     if bank_weight is not None:
         check_float("bank_weight", bank_weight)
@@ -44,6 +55,9 @@ def check_decision(
         raise ValueError(f"temperature: expected a number above 0, got {temperature!r}")
 
 
+_op = Op("decide", check_decision, reference.decide, operator.decide_launches)
+
+
 def decide(
     bank: Tensor,
     embeds: Tensor,
@@ -52,6 +66,7 @@ def decide(
     temperature: float = 1.0,
     hard: bool = True,
     bank_weight: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """Weights of the layers for each row; differentiable in `bank`, `embeds` and `weight`.
 
@@ -60,7 +75,7 @@ def decide(
         out = y, or onehot(argmax y) with the gradient of y (straight-through) when `hard`
 
     Args:
-        bank: captured activations V, `(L, K, d)`, floating point.
+        bank: captured activations V, `(L, K, d)`, or `(L, P, d)` with `rows`; floating point.
         embeds: input token embeddings e at the connection index, `(K, d)`, the dtype of `bank`.
         weight: the Decision Maker's W, `(L, d)`, floating point.
         noise: Gumbel noise g, `(K, L)`, floating point; None decides by the logits alone.
@@ -68,12 +83,17 @@ def decide(
         hard: one-hot weights with the softmax's gradient (straight-through); False gives the softmax itself.
         bank_weight: the folded `M Wᵀ` in fp32, `(d, L)`, or `(L, d, L)` for a matrix per layer. The bank then holds
             activations before the Transform Matrix.
+        rows: `(K,)`, int64 or int32 in [−1, P): row k reads `V[l, rows[k]]` instead of `V[l,k]`. Several rows may read
+            the same; its gradient is their sum, in a fixed order. A −1 reads none: the weights of that row and all its
+            gradients are zeros, whatever `embeds` and `noise` hold there. The range is not checked, because that would
+            synchronise with the device.
 
     Returns:
-        `(K, L)`, fp32, or fp64 when `bank` is fp64. Each row sums to 1.
+        `(K, L)`, fp32, or fp64 when `bank` is fp64. Each row sums to 1, and to 0 where `rows` is −1.
 
     Raises:
-        TypeError: an argument is no floating-point tensor, or the dtypes of bank and embeds differ.
+        TypeError: an argument is no floating-point tensor (`rows`: no int64 or int32 tensor), or the dtypes of bank
+            and embeds differ.
         ValueError: wrong shape, different devices, or a temperature that is not above 0.
 
     Source: CC-Tuning section 3.2; Gumbel softmax: Jang et al. 2017, arXiv 1611.01144.
@@ -83,9 +103,12 @@ def decide(
         >>> bank = torch.eye(2)[:, None]  # two layers, one row, d = 2
         >>> decide(bank, torch.zeros(1, 2), torch.tensor([[1.0, 0.0], [0.0, 3.0]]))
         tensor([[0., 1.]])
+        >>> decide(bank, torch.zeros(3, 2), torch.tensor([[1.0, 0.0], [0.0, 3.0]]), rows=torch.tensor([0, -1, 0]))
+        tensor([[0., 1.],
+                [0., 0.],
+                [0., 1.]])
     """
-    check_decision(bank, embeds, weight, noise, temperature, bank_weight)
-    return choose("decide", bank, reference.decide)(bank, embeds, weight, noise, temperature, hard, bank_weight)
+    return _op(bank, embeds, weight, noise, temperature, hard, bank_weight, rows)
 
 
 __all__ = ["decide"]

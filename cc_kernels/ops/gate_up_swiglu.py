@@ -10,15 +10,28 @@ from __future__ import annotations
 from torch import Tensor
 
 from cc_kernels import reference
-from cc_kernels.backend import choose, register_triton
+from cc_kernels.backend import register_triton
 from cc_kernels.checks import check_float, check_inference, check_same, check_shape
-from cc_kernels.launch import HAS_TRITON, arithmetic_dtype, blocks, jit, launch, tl, unit_stride, warp_size
+from cc_kernels.launch import (
+    HAS_TRITON,
+    arithmetic_dtype,
+    blocks,
+    constants,
+    empty,
+    gpu,
+    jit,
+    launch,
+    prepared,
+    tl,
+    unit_stride,
+)
 from cc_kernels.library import define
+from cc_kernels.op import Op
 from cc_kernels.ops.stream_config import gate_up_config
 
 # Rows up to which a call runs the kernel. On an H100, I=14336, d=4096, bf16, graph replay: 85.1 µs for 1 row, 85.7 for
 # 16, 90.7 for 32 and 91.0 for 64, beside 89.4, 91.2, 93.8 and 96.5 of one concatenated matmul and `swiglu`. With more
-# the weights would be read again. (`benchmarks.gpu_check`, benchmarks/results/h100)
+# the weights would be read again. (benchmarks/results/h100/gpu_check-2.json)
 MOST_ROWS = 64
 
 
@@ -63,34 +76,20 @@ def _gate_up_swiglu_fwd_kernel(
     tl.store(out_at, out.to(dtype), mask=here[:, None] & inside[None, :])
 
 
+@prepared
 def _forward(x: Tensor, w_gate: Tensor, w_up: Tensor) -> Tensor:
     (rows, width), inner = x.shape, w_gate.shape[0]
-    out = x.new_empty((rows, inner))
+    out = empty(x, (rows, inner))
     if out.numel() == 0:
         return out
     x, w_gate, w_up = unit_stride(x), unit_stride(w_gate), unit_stride(w_up)
-    config = gate_up_config(rows, inner, x.element_size(), warp_size())
+    config = gate_up_config(rows, inner, x.element_size(), gpu())
     launch(
-        _gate_up_swiglu_fwd_kernel,
-        (blocks(inner, config.block_columns), blocks(rows, config.block_rows)),
-        like=x,
-        x_ptr=x,
-        gate_ptr=w_gate,
-        up_ptr=w_up,
-        out_ptr=out,
-        x_stride=x.stride(0),
-        gate_stride=w_gate.stride(0),
-        up_stride=w_up.stride(0),
-        rows=rows,
-        inner=inner,
-        ARITHMETIC=arithmetic_dtype(x.dtype),
-        WIDTH=width,
-        BLOCK_ROWS=config.block_rows,
-        BLOCK_COLUMNS=config.block_columns,
-        BLOCK_DEPTH=config.block_depth,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-    )
+        _gate_up_swiglu_fwd_kernel, (blocks(inner, config.block_columns), blocks(rows, config.block_rows)),
+        x_ptr=x, gate_ptr=w_gate, up_ptr=w_up, out_ptr=out,
+        x_stride=x.stride(0), gate_stride=w_gate.stride(0), up_stride=w_up.stride(0),
+        rows=rows, inner=inner, ARITHMETIC=arithmetic_dtype(x.dtype), WIDTH=width, **constants(config),
+    )  # fmt: skip
     return out
 
 
@@ -99,8 +98,27 @@ if HAS_TRITON:
         "gate_up_swiglu(Tensor x, Tensor w_gate, Tensor w_up) -> Tensor",
         _forward,
         fake=lambda x, w_gate, w_up: x.new_empty((x.shape[0], w_gate.shape[0])),
+        reference=reference.gate_up_swiglu,
     )
     register_triton("gate_up_swiglu", _gate_up_swiglu)
+
+
+def _check(x: Tensor, w_gate: Tensor, w_up: Tensor) -> None:
+    check_float("x", x, ndim=2)
+    check_float("w_gate", w_gate, ndim=2)
+    check_float("w_up", w_up, ndim=2)
+    check_shape("w_gate", w_gate, (w_gate.shape[0], x.shape[1]), "(I, d)")
+    check_shape("w_up", w_up, w_gate.shape, "of w_gate")
+    check_same("w_gate", w_gate, "x", x)
+    check_same("w_up", w_up, "x", x)
+    check_inference("gate_up_swiglu", x=x, w_gate=w_gate, w_up=w_up)
+
+
+def _pays(x: Tensor, w_gate: Tensor, w_up: Tensor) -> bool:
+    return x.shape[0] <= MOST_ROWS
+
+
+_op = Op("gate_up_swiglu", _check, reference.gate_up_swiglu, _forward, _pays)
 
 
 def gate_up_swiglu(x: Tensor, w_gate: Tensor, w_up: Tensor) -> Tensor:
@@ -129,16 +147,7 @@ def gate_up_swiglu(x: Tensor, w_gate: Tensor, w_up: Tensor) -> Tensor:
         >>> gate_up_swiglu(torch.ones(1, 2), torch.ones(3, 2), torch.ones(3, 2)).shape
         torch.Size([1, 3])
     """
-    check_float("x", x, ndim=2)
-    check_float("w_gate", w_gate, ndim=2)
-    check_float("w_up", w_up, ndim=2)
-    check_shape("w_gate", w_gate, (w_gate.shape[0], x.shape[1]), "(I, d)")
-    check_shape("w_up", w_up, w_gate.shape, "of w_gate")
-    check_same("w_gate", w_gate, "x", x)
-    check_same("w_up", w_up, "x", x)
-    check_inference("gate_up_swiglu", x=x, w_gate=w_gate, w_up=w_up)
-    pays = x.shape[0] <= MOST_ROWS
-    return choose("gate_up_swiglu", x, reference.gate_up_swiglu, pays)(x, w_gate, w_up)
+    return _op(x, w_gate, w_up)
 
 
 __all__ = ["gate_up_swiglu"]

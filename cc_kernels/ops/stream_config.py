@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from cc_kernels.launch import blocks, power_of_two
+from cc_kernels.launch import Gpu, blocks, power_of_two
 
 FEWEST, MOST_BLOCK_ROWS = 16, 64  # rows of one tile: what a tensor core takes at least, and a few prompts or tokens
 MOST_STAGES = 9
@@ -36,32 +36,33 @@ def _block_rows(rows: int) -> int:
     return min(max(power_of_two(rows), FEWEST), MOST_BLOCK_ROWS)
 
 
-def _stages(tile_bytes: int, budget: int, warp_size: int) -> int:
-    """As many as fit into `budget` bytes of shared memory; a compute unit of AMD (64 lanes) has 64 KB in all."""
-    budget = budget if warp_size == 32 else min(budget, 48 * 1024)
+def _stages(tile_bytes: int, times: float, gpu: Gpu) -> int:
+    """As many as fit into `times` the bytes that a processor must have in flight; one of AMD has 64 KB in all."""
+    budget = int(times * gpu.in_flight) if gpu.warp_size == 32 else 48 * 1024
     return min(max(budget // tile_bytes, 1), MOST_STAGES - 1) + 1
 
 
 @lru_cache(maxsize=1024)
-def transform_rows_config(rows: int, width: int, element_size: int, warp_size: int) -> MatrixConfig:
-    """64 columns in 16 bits, narrower while that leaves fewer than 96 programs, down to 16; otherwise 32, then 16.
+def transform_rows_config(rows: int, width: int, element_size: int, gpu: Gpu) -> MatrixConfig:
+    """64 columns in 16 bits, narrower while that leaves programs for less than 8 of 11 processors; else 32, then 16.
 
     M is read along its rows, so that a block of 64 bytes is a whole burst of the memory; neighbouring programs read the
     other half of a cache line at about the same time. At d=4096 in bf16 that is 128 programs of 32 columns, with 48 KB
     of M in flight in each. A tile is 8 KB of M, less where more rows would make the tile of values larger than that.
-    72 KB leave room for two programs on a processor of an A100, for three on an H100 or H200. Wider tiles spilled.
+    72 KB (108 on a B200, whose processors must have more in flight) leave room for two programs on a processor of an
+    A100, for three on an H100 or H200. Wider tiles spilled.
     """
     columns = 64 if element_size == 2 else 32
-    while columns > FEWEST and blocks(width, columns) < 96:
+    while columns > FEWEST and blocks(width, columns) < gpu.processors * 8 // 11:
         columns //= 2
     block_rows = _block_rows(rows)
     depth = min(max(8192 // (max(columns, block_rows) * element_size), 32), 256)
-    stages = _stages((block_rows + columns) * depth * element_size, 72 * 1024, warp_size)
+    stages = _stages((block_rows + columns) * depth * element_size, 2, gpu)
     return MatrixConfig(block_rows, columns, depth, stages, num_warps=4)
 
 
 @lru_cache(maxsize=1024)
-def gate_up_config(rows: int, inner: int, element_size: int, warp_size: int) -> MatrixConfig:
+def gate_up_config(rows: int, inner: int, element_size: int, gpu: Gpu) -> MatrixConfig:
     """32 rows of each weight per program, 64 in 16 bits past 16 rows of x; 256-byte steps in 16 bits, 128-byte past 32.
 
     Weights are read along d. On an H100, I=14336, d=4096, bf16, the best of 24 tilings by `benchmarks.tune` took
@@ -73,6 +74,6 @@ def gate_up_config(rows: int, inner: int, element_size: int, warp_size: int) -> 
     block_rows = _block_rows(rows)
     columns = 64 if element_size == 2 and block_rows > FEWEST else 32
     depth = 128 if element_size == 2 and block_rows <= 32 else max(128 // element_size, 16)
-    budget = (56 if block_rows == MOST_BLOCK_ROWS else 88) * 1024
-    stages = _stages((block_rows + 2 * columns) * depth * element_size, budget, warp_size)
+    times = (56 if block_rows == MOST_BLOCK_ROWS else 88) / 36  # KB on an H100
+    stages = _stages((block_rows + 2 * columns) * depth * element_size, times, gpu)
     return MatrixConfig(block_rows, columns, depth, stages, num_warps=8 if element_size > 2 and block_rows == 64 else 4)

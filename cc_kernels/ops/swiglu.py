@@ -17,20 +17,34 @@ from typing import Any
 from torch import Tensor
 
 from cc_kernels import reference
-from cc_kernels.backend import choose, register_triton
+from cc_kernels.backend import register_triton
 from cc_kernels.checks import check_float, check_same, check_shape
 from cc_kernels.launch import (
     HAS_TRITON,
     MEMORY_ACCESS_BYTES,
     arithmetic_dtype,
     blocks,
+    constants,
+    empty,
     jit,
     launch,
+    prepared,
     tl,
     unit_stride,
     warp_size,
 )
 from cc_kernels.library import define
+from cc_kernels.op import Op
+
+
+@jit()
+def place(program, blocks_per_row, BLOCK: tl.constexpr):
+    """Row and first column of a program. One long row, the usual case, needs no division (`blocks_per_row` None)."""
+    row = tl.zeros((), tl.int64)
+    if blocks_per_row is not None:
+        row = (program // blocks_per_row).to(tl.int64)
+        program = program % blocks_per_row
+    return row, program.to(tl.int64) * BLOCK
 
 
 @jit(do_not_specialize=["blocks_per_row"])
@@ -45,9 +59,7 @@ def _swiglu_fwd_kernel(
     ARITHMETIC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    program = tl.program_id(0)
-    row = (program // blocks_per_row).to(tl.int64)
-    start = (program % blocks_per_row).to(tl.int64) * BLOCK
+    row, start = place(tl.program_id(0), blocks_per_row, BLOCK)
     offsets = tl.arange(0, BLOCK)  # [BLOCK]
     mask = offsets < columns - start
     gate = tl.load(gate_ptr + row * gate_stride + start + offsets, mask=mask, other=0.0).to(ARITHMETIC)
@@ -71,9 +83,7 @@ def _swiglu_bwd_kernel(
     ARITHMETIC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    program = tl.program_id(0)
-    row = (program // blocks_per_row).to(tl.int64)
-    start = (program % blocks_per_row).to(tl.int64) * BLOCK
+    row, start = place(tl.program_id(0), blocks_per_row, BLOCK)
     offsets = tl.arange(0, BLOCK)  # [BLOCK]
     mask = offsets < columns - start
     grad = tl.load(grad_ptr + row * grad_stride + start + offsets, mask=mask, other=0.0).to(ARITHMETIC)
@@ -110,7 +120,7 @@ def swiglu_config(element_size: int, warp_size: int) -> SwigluConfig:
     return SwigluConfig(block=2 * num_warps * warp_size * vector, num_warps=num_warps)
 
 
-def _as_rows(*tensors: Tensor) -> tuple[list[Tensor], list[int], int, int]:
+def as_rows(*tensors: Tensor) -> tuple[list[Tensor], list[int], int, int]:
     """The tensors with a dense last axis, their row strides, rows and columns; one long row when all are contiguous."""
     if all(x.is_contiguous() for x in tensors):
         return list(tensors), [0] * len(tensors), 1, tensors[0].numel()
@@ -118,56 +128,38 @@ def _as_rows(*tensors: Tensor) -> tuple[list[Tensor], list[int], int, int]:
     return flat, [x.stride(0) for x in flat], *flat[0].shape
 
 
+@prepared
 def _swiglu_forward(gate: Tensor, up: Tensor) -> Tensor:
-    out = gate.new_empty(gate.shape)
+    out = empty(gate, gate.shape)
     if out.numel() == 0:
         return out
-    (gate, up), (gate_stride, up_stride), rows, columns = _as_rows(gate, up)
+    (gate, up), (gate_stride, up_stride), rows, columns = as_rows(gate, up)
     config = swiglu_config(gate.element_size(), warp_size())
     blocks_per_row = blocks(columns, config.block)
     launch(
-        _swiglu_fwd_kernel,
-        (rows * blocks_per_row,),
-        like=gate,
-        gate_ptr=gate,
-        up_ptr=up,
-        out_ptr=out,
-        gate_stride=gate_stride,
-        up_stride=up_stride,
-        columns=columns,
-        blocks_per_row=blocks_per_row,
-        ARITHMETIC=arithmetic_dtype(gate.dtype),
-        BLOCK=config.block,
-        num_warps=config.num_warps,
-    )
+        _swiglu_fwd_kernel, (rows * blocks_per_row,),
+        gate_ptr=gate, up_ptr=up, out_ptr=out, gate_stride=gate_stride, up_stride=up_stride,
+        columns=columns, blocks_per_row=None if rows == 1 else blocks_per_row,
+        ARITHMETIC=arithmetic_dtype(gate.dtype), **constants(config),
+    )  # fmt: skip
     return out
 
 
+@prepared
 def _swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    grad_gate, grad_up = gate.new_empty(gate.shape), up.new_empty(up.shape)
+    grad_gate, grad_up = empty(gate, gate.shape), empty(up, up.shape)
     if grad.numel() == 0:
         return grad_gate, grad_up
-    (grad, gate, up), (grad_stride, gate_stride, up_stride), rows, columns = _as_rows(grad, gate, up)
+    (grad, gate, up), (grad_stride, gate_stride, up_stride), rows, columns = as_rows(grad, gate, up)
     config = swiglu_config(gate.element_size(), warp_size())
     blocks_per_row = blocks(columns, config.block)
     launch(
-        _swiglu_bwd_kernel,
-        (rows * blocks_per_row,),
-        like=gate,
-        grad_ptr=grad,
-        gate_ptr=gate,
-        up_ptr=up,
-        grad_gate_ptr=grad_gate,
-        grad_up_ptr=grad_up,
-        grad_stride=grad_stride,
-        gate_stride=gate_stride,
-        up_stride=up_stride,
-        columns=columns,
-        blocks_per_row=blocks_per_row,
-        ARITHMETIC=arithmetic_dtype(gate.dtype),
-        BLOCK=config.block,
-        num_warps=config.num_warps,
-    )
+        _swiglu_bwd_kernel, (rows * blocks_per_row,),
+        grad_ptr=grad, gate_ptr=gate, up_ptr=up, grad_gate_ptr=grad_gate, grad_up_ptr=grad_up,
+        grad_stride=grad_stride, gate_stride=gate_stride, up_stride=up_stride,
+        columns=columns, blocks_per_row=None if rows == 1 else blocks_per_row,
+        ARITHMETIC=arithmetic_dtype(gate.dtype), **constants(config),
+    )  # fmt: skip
     return grad_gate, grad_up
 
 
@@ -184,15 +176,28 @@ if HAS_TRITON:
         "swiglu_backward(Tensor grad, Tensor gate, Tensor up) -> (Tensor, Tensor)",
         _swiglu_backward,
         fake=lambda grad, gate, up: (gate.new_empty(gate.shape), up.new_empty(up.shape)),
+        reference=reference.swiglu_backward,
     )
     _swiglu = define(
         "swiglu(Tensor gate, Tensor up) -> Tensor",
         _swiglu_forward,
         fake=lambda gate, up: gate.new_empty(gate.shape),
+        reference=reference.swiglu,
         backward=_autograd,
         save=_save,
     )
     register_triton("swiglu", _swiglu)
+
+
+def _check(gate: Tensor, up: Tensor) -> None:
+    check_float("gate", gate)
+    check_float("up", up)
+    check_shape("up", up, gate.shape, "of gate")
+    check_same("up", up, "gate", gate)
+
+
+# torch.compile fuses the definition into its neighbours, at the speed of the kernel and with the same saved tensors.
+_op = Op("swiglu", _check, reference.swiglu, _swiglu_forward, trace=True)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -216,11 +221,7 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
         >>> swiglu(torch.tensor([0.0, 2.0]), torch.tensor([5.0, 3.0]))
         tensor([0.0000, 5.2848])
     """
-    check_float("gate", gate)
-    check_float("up", up)
-    check_shape("up", up, gate.shape, "of gate")
-    check_same("up", up, "gate", gate)
-    return choose("swiglu", gate, reference.swiglu)(gate, up)
+    return _op(gate, up)
 
 
 __all__ = ["swiglu"]

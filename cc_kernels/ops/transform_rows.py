@@ -12,10 +12,23 @@ from __future__ import annotations
 from torch import Tensor
 
 from cc_kernels import reference
-from cc_kernels.backend import choose, register_triton
+from cc_kernels.backend import register_triton
 from cc_kernels.checks import check_float, check_inference, check_rows, check_same, check_shape
-from cc_kernels.launch import HAS_TRITON, arithmetic_dtype, blocks, jit, launch, tl, unit_stride, warp_size
+from cc_kernels.launch import (
+    HAS_TRITON,
+    arithmetic_dtype,
+    blocks,
+    constants,
+    empty,
+    gpu,
+    jit,
+    launch,
+    prepared,
+    tl,
+    unit_stride,
+)
 from cc_kernels.library import define
+from cc_kernels.op import Op
 from cc_kernels.ops.stream_config import MOST_BLOCK_ROWS, transform_rows_config
 
 MOST_ROWS = MOST_BLOCK_ROWS  # of a call that the kernel is for: with more, M is read again and a library matmul wins
@@ -70,35 +83,23 @@ def _dense_axis(matrix: Tensor) -> Tensor:
     return matrix if matrix.stride(-2) == 1 else unit_stride(matrix)
 
 
+@prepared
 def _forward(values: Tensor, matrix: Tensor, layers: Tensor | None) -> Tensor:
     rows, width = values.shape
-    out = values.new_empty((rows, width))
+    out = empty(values, (rows, width))
     if out.numel() == 0:
         return out
     values, matrix = unit_stride(values), _dense_axis(matrix)
     tile_rows = rows if layers is None else 1
-    config = transform_rows_config(tile_rows, width, values.element_size(), warp_size())
+    config = transform_rows_config(tile_rows, width, values.element_size(), gpu())
     launch(
         _transform_rows_fwd_kernel,
         (blocks(width, config.block_columns), blocks(rows, config.block_rows) if layers is None else rows),
-        like=values,
-        values_ptr=values,
-        matrix_ptr=matrix,
-        layers_ptr=None if layers is None else layers.contiguous(),
-        out_ptr=out,
-        values_stride=values.stride(0),
-        matrix_layer_stride=0 if layers is None else matrix.stride(0),
-        matrix_row_stride=matrix.stride(-2),
-        matrix_column_stride=matrix.stride(-1),
-        rows=rows,
-        ARITHMETIC=arithmetic_dtype(values.dtype),
-        WIDTH=width,
-        BLOCK_ROWS=config.block_rows,
-        BLOCK_COLUMNS=config.block_columns,
-        BLOCK_DEPTH=config.block_depth,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
-    )
+        values_ptr=values, matrix_ptr=matrix, layers_ptr=None if layers is None else layers.contiguous(), out_ptr=out,
+        values_stride=values.stride(0), matrix_layer_stride=0 if layers is None else matrix.stride(0),
+        matrix_row_stride=matrix.stride(-2), matrix_column_stride=matrix.stride(-1),
+        rows=rows, ARITHMETIC=arithmetic_dtype(values.dtype), WIDTH=width, **constants(config),
+    )  # fmt: skip
     return out
 
 
@@ -107,8 +108,29 @@ if HAS_TRITON:
         "transform_rows(Tensor values, Tensor matrix, Tensor? layers) -> Tensor",
         _forward,
         fake=lambda values, matrix, layers: values.new_empty(values.shape),
+        reference=reference.transform_rows,
     )
     register_triton("transform_rows", _transform_rows)
+
+
+def _check(values: Tensor, matrix: Tensor, layers: Tensor | None) -> None:
+    check_float("values", values, ndim=2)
+    check_float("matrix", matrix, ndim=2 if layers is None else 3)
+    width = values.shape[1]
+    if layers is None:
+        check_shape("matrix", matrix, (width, width), "(d, d)")
+    else:
+        check_shape("matrix", matrix, (matrix.shape[0], width, width), "(L, d, d)")
+        check_rows("layers", layers, values, count=values.shape[0], like_name="values")
+    check_same("matrix", matrix, "values", values)
+    check_inference("transform_rows", values=values, matrix=matrix)
+
+
+def _pays(values: Tensor, matrix: Tensor, layers: Tensor | None) -> bool:
+    return layers is not None or values.shape[0] <= MOST_ROWS
+
+
+_op = Op("transform_rows", _check, reference.transform_rows, _forward, _pays)
 
 
 def transform_rows(values: Tensor, matrix: Tensor, layers: Tensor | None = None) -> Tensor:
@@ -139,18 +161,7 @@ def transform_rows(values: Tensor, matrix: Tensor, layers: Tensor | None = None)
         tensor([[5.],
                 [3.]])
     """
-    check_float("values", values, ndim=2)
-    check_float("matrix", matrix, ndim=2 if layers is None else 3)
-    width = values.shape[1]
-    if layers is None:
-        check_shape("matrix", matrix, (width, width), "(d, d)")
-    else:
-        check_shape("matrix", matrix, (matrix.shape[0], width, width), "(L, d, d)")
-        check_rows("layers", layers, values, count=values.shape[0], like_name="values")
-    check_same("matrix", matrix, "values", values)
-    check_inference("transform_rows", values=values, matrix=matrix)
-    pays = layers is not None or values.shape[0] <= MOST_ROWS
-    return choose("transform_rows", values, reference.transform_rows, pays)(values, matrix, layers)
+    return _op(values, matrix, layers)
 
 
 __all__ = ["transform_rows"]

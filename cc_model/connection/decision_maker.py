@@ -33,16 +33,19 @@ class DecisionMaker(nn.Module):
         embeds: Tensor,
         noise: Tensor | None,
         config: CCConfig,
+        rows: Tensor | None = None,
         matrix: Tensor | None = None,
         bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Decide and select.
 
         Args:
-            bank: `(L, B, d)`: English activations, or non-English ones when `matrix` is given.
+            bank: `(L, P, d)`: English activations, or non-English ones when `matrix` is given.
             embeds: `(B, d)` input embeddings at the connection index.
             noise: `(B, L)` or None.
             config: temperature and hard.
+            rows: `(B,)`, the row of the bank that each row reads; −1 for none: its weights are zeros, and its update
+                has no meaning when `matrix` is given, else it is zeros. None: row b reads row b.
             matrix: Transform Matrix `(d, d)` or `(L, d, d)`; the update is then mapped by it (inference only).
             bias: `(d,)` or `(L, d)`, added after the matrix.
 
@@ -55,11 +58,13 @@ class DecisionMaker(nn.Module):
         # Autocast would round the decision's matmuls to 16 bits.
         with torch.autocast(bank.device.type, enabled=False):
             if matrix is None:
-                return connect(bank, embeds, self.weight, noise, config.temperature, config.hard)
+                return connect(bank, embeds, self.weight, noise, config.temperature, config.hard, rows=rows)
             if bias is not None:  # mean_l (V_l M + c_l) = mean_l V_l M + mean_l c_l
                 embeds = embeds + (bias if bias.ndim == 1 else bias.mean(0)).to(embeds.dtype)
-            folded = self.folded(matrix)
-            picked, weights = connect(bank, embeds, self.weight, noise, config.temperature, config.hard, folded)
+            options = (noise, config.temperature, config.hard, self.folded(matrix), rows)
+            picked, weights = connect(bank, embeds, self.weight, *options)
+            if rows is not None and matrix.ndim == 3 and not config.hard:  # every layer is mapped
+                bank = bank.index_select(1, rows.clamp(min=0))
             return _map(picked, bank, weights, matrix, bias, config.hard).to(bank.dtype), weights
 
     def folded(self, matrix: Tensor) -> Tensor:

@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cc_model.data.columns import LOSS_ROWS
 from cc_model.data.encoding import Encoded, Encoder
 from cc_model.data.positions import IGNORE_INDEX
 from cc_model.data.published_positions import MARKERS, detect_template, published_position
+from cc_model.data.stacking import loss_rows, padded, stacked, with_shape
 
 logger = logging.getLogger("cc_model")
 
@@ -58,6 +60,12 @@ class ParallelCollator:
     | `connection_index` | (B,) | `position="last"`: the last prompt token, the one before the first label |
     | `pivot_index` | (B,) | the same rule in the English prompt; −1 without a pivot |
 
+    With `share_pivots` each distinct English prompt of the batch stands there once: `pivot_input_ids`,
+    `pivot_attention_mask` and `pivot_index` have P rows (P = 1 if there is none), and `pivot_row` `(B,)` says which one
+    a row reads, −1 for none. With `loss_only` there are `loss_rows` `(K,)`: the flattened tokens whose next token has a
+    label, then −1 up to a round number; a patched model in training runs head and loss on these alone. Either adds
+    `batch_shape` `(B, N, P, K, 0)`, which holds no number; by it the forward sees when something has cut the batch.
+
     A row longer than `max_length` loses the end of its answer first, but not its first token, then the beginning of its
     prompt; so does a long pivot. Neither loses the connection index. `collator.truncated` counts such rows (in the
     process that collates) and the first one is reported.
@@ -70,6 +78,10 @@ class ParallelCollator:
         pad_to_multiple_of: round T and S up to a multiple.
         system: text of a system turn for conversations without one.
         chat_template_kwargs: further variables of the chat template, such as `{"enable_thinking": False}`.
+        share_pivots: send each distinct English prompt of a batch once. The pivot pass then costs what its distinct
+            prompts cost: put translations of one prompt into one batch.
+        loss_only: name the tokens that head and loss have to read. The loss and its gradients stay the same; in
+            training the model's logits are those of these tokens, `(1, K, vocabulary)`.
         packed: put the examples one after the other into one row, without padding, for training: `input_ids`, `labels`
             and `position_ids` (which restart at each example) are (1, T), there is no `attention_mask`, and
             `connection_index` counts through the row. Pivots stay padded, (N, S) for N examples.
@@ -105,6 +117,8 @@ class ParallelCollator:
         system: str | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
         packed: bool = False,
+        share_pivots: bool = False,
+        loss_only: bool = False,
     ) -> None:
         if position not in POSITIONS:
             raise ValueError(f"position: expected one of {POSITIONS}, got {position!r}")
@@ -117,6 +131,8 @@ class ParallelCollator:
         self.max_length = max_length
         self.pad_to_multiple_of = pad_to_multiple_of
         self.packed = packed
+        self.share_pivots = share_pivots
+        self.loss_only = loss_only
         self.truncated = 0
         self.encoder = Encoder(tokenizer, system, chat_template_kwargs)
         self._template = detect_template(tokenizer.get_vocab()) if position == "published" else None
@@ -129,11 +145,14 @@ class ParallelCollator:
         rows = self._rows(features, answers=True)
         left = self.tokenizer.padding_side == "left"
         if self.packed:
-            return {**self._packed(rows), **self._pivots(rows, left)}
-        labels = [[IGNORE_INDEX] * len(row.prompt) + row.answer for row in rows]
-        batch = self._main([row.prompt + row.answer for row in rows], rows, left)
-        batch["labels"] = _padded(labels, IGNORE_INDEX, batch["input_ids"].shape[1], left)
-        return {**batch, **self._pivots(rows, left)}
+            batch = self._packed(rows)
+        else:
+            labels = [[IGNORE_INDEX] * len(row.prompt) + row.answer for row in rows]
+            batch = self._main([row.prompt + row.answer for row in rows], rows, left)
+            batch["labels"] = padded(labels, IGNORE_INDEX, batch["input_ids"].shape[1], left)
+        if self.loss_only:
+            batch[LOSS_ROWS] = loss_rows(batch["labels"])
+        return with_shape({**batch, **self._pivots(rows, left)})
 
     def prompts(self, features: Sequence[Mapping[str, Any]], pivot: bool = True) -> dict[str, Tensor]:
         """Left-padded prompts without answers, for `model.generate(**batch)` and `fit_transform_matrix`.
@@ -148,7 +167,8 @@ class ParallelCollator:
 
         Returns:
             `input_ids` and `attention_mask` `(B, T)`, `connection_index` `(B,)`; with `pivot` also `pivot_input_ids`
-            and `pivot_attention_mask` `(B, S)`, `pivot_index` `(B,)`. All int64, on the CPU.
+            and `pivot_attention_mask` `(B, S)`, `pivot_index` `(B,)`, or what `share_pivots` gives. All int64, on the
+            CPU.
 
         Raises:
             ValueError: no rows; a column is missing; `messages` holds no turn before the answer; the chat template
@@ -170,7 +190,7 @@ class ParallelCollator:
         """
         rows = self._rows(features, answers=False)
         batch = self._main([row.prompt for row in rows], rows, left=True)
-        return {**batch, **self._pivots(rows, left=True)} if pivot else batch
+        return with_shape({**batch, **self._pivots(rows, left=True)}) if pivot else batch
 
     def lengths(self, feature: Mapping[str, Any]) -> int:
         """Tokens of a row after truncation, prompt + answer + pivot: what a training step pays for. For bucketing.
@@ -240,7 +260,7 @@ class ParallelCollator:
         return index
 
     def _main(self, tokens: list[list[int]], rows: list[_Row], left: bool) -> dict[str, Tensor]:
-        ids, mask, starts = self._stack(tokens, left)
+        ids, mask, starts = stacked(tokens, self._pad, self.pad_to_multiple_of, left)
         index = torch.tensor([start + row.connection_index for start, row in zip(starts, rows)])
         return {"input_ids": ids, "attention_mask": mask, "connection_index": index}
 
@@ -260,24 +280,17 @@ class ParallelCollator:
         }
 
     def _pivots(self, rows: list[_Row], left: bool) -> dict[str, Tensor]:
-        ids, mask, starts = self._stack([row.pivot for row in rows], left)
-        index = [start + row.pivot_index if row.pivot else -1 for start, row in zip(starts, rows)]
-        return {"pivot_input_ids": ids, "pivot_attention_mask": mask, "pivot_index": torch.tensor(index)}
-
-    def _stack(self, tokens: list[list[int]], left: bool) -> tuple[Tensor, Tensor, list[int]]:
-        """Ids and mask `(B, T)`, and where each row starts."""
-        step = self.pad_to_multiple_of or 1
-        width = -(-max(1, *map(len, tokens)) // step) * step
-        mask = _padded([[1] * len(row) for row in tokens], 0, width, left)
-        return _padded(tokens, self._pad, width, left), mask, [width - len(row) if left else 0 for row in tokens]
-
-
-def _padded(rows: list[list[int]], fill: int, width: int, left: bool) -> Tensor:
-    padded = []
-    for row in rows:
-        padding = [fill] * (width - len(row))
-        padded.append(padding + row if left else row + padding)
-    return torch.tensor(padded, dtype=torch.int64)
+        """The pivot tensors: a pivot for each row, or each distinct one once, in the order of their first rows."""
+        pivots = [(tuple(row.pivot), row.pivot_index) for row in rows]
+        read: dict[str, Tensor] = {}
+        if self.share_pivots:
+            distinct = list(dict.fromkeys(pivot for pivot in pivots if pivot[0]))
+            place = {pivot: at for at, pivot in enumerate(distinct)}
+            read["pivot_row"] = torch.tensor([place.get(pivot, -1) for pivot in pivots])
+            pivots = distinct or [((), -1)]
+        ids, mask, starts = stacked([list(tokens) for tokens, _ in pivots], self._pad, self.pad_to_multiple_of, left)
+        index = [start + at if tokens else -1 for start, (tokens, at) in zip(starts, pivots)]
+        return {"pivot_input_ids": ids, "pivot_attention_mask": mask, "pivot_index": torch.tensor(index), **read}
 
 
 __all__ = ["ParallelCollator"]

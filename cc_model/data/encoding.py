@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 Message = Mapping[str, str]
+_ORDINARY = "answer"  # a text without special tokens
 
 
 class Encoded(NamedTuple):
@@ -17,9 +18,12 @@ class Encoded(NamedTuple):
 
 
 class _Texts(NamedTuple):
+    """What is encoded of a row. `closed`: the template, not the answer, wrote the special token at the end, if any."""
+
     prompt: str
     full: str | None
     pivot: str | None
+    closed: bool = True
 
 
 class Encoder:
@@ -28,6 +32,10 @@ class Encoder:
     Prompt and answer are encoded together and split where the prompt's own tokens end, so that a tokenizer sees the
     answer in its place. Where the two would share a token they are encoded apart, so that the prompt is always what
     inference encodes.
+
+    An answer ends with the token that ends a turn: the special token that the chat template writes after it, or the
+    tokenizer's end-of-sequence token where the template writes none. A special token that the text of the answer itself
+    ends with does not count, unless it is the end-of-sequence token.
 
     Args:
         tokenizer: of transformers.
@@ -41,6 +49,7 @@ class Encoder:
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.special = set(tokenizer.all_special_ids)
         self.special |= {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.special_texts = tuple(filter(None, tokenizer.convert_ids_to_tokens(sorted(self.special))))
         self.plain = getattr(tokenizer, "chat_template", None) is None
         if self.plain and tokenizer.eos_token is None:
             raise ValueError("tokenizer: expected a chat template or an eos_token to end an answer with, got neither")
@@ -51,17 +60,17 @@ class Encoder:
         """Token ids of every row; with `answers` the rows must have one.
 
         Raises:
-            TypeError, ValueError: a column is missing or has the wrong type; the message names the row and the column.
+            TypeError, ValueError: a column is missing, has the wrong type or holds half of a surrogate pair; or neither
+                the template nor the tokenizer has a token that ends an answer. The message names the row.
         """
         rows = [self._texts(feature, f"row {index}", answers) for index, feature in enumerate(features)]
-        wanted = [text for row in rows for text in row if text is not None]
-        ids = iter(self._ids(wanted))
+        ids = iter(self._ids([text for row in rows for text in row[:3] if text is not None]))
         encoded = []
         for index, row in enumerate(rows):
-            prompt, full, pivot = (next(ids) if text is not None else [] for text in row)
+            prompt, full, pivot = (next(ids) if text is not None else [] for text in row[:3])
             if not prompt:
                 raise ValueError(f"row {index}: expected a prompt of at least one token, got an empty one")
-            answer = self._answer(row, prompt, full) if row.full is not None else []
+            answer = self._answer(row, prompt, full, f"row {index}") if row.full is not None else []
             encoded.append(Encoded(prompt, answer, pivot))
         return encoded
 
@@ -81,7 +90,20 @@ class Encoder:
                 f"{where}: the chat template writes the prompt differently when an answer follows, so the answer's "
                 f"tokens cannot be told apart; expected a text that starts with {prompt[-40:]!r}"
             )
-        return _Texts(prompt, full, pivot_text)
+        return _Texts(prompt, full, pivot_text, self._closes(conversation, answer, where))
+
+    def _closes(self, conversation: Sequence[Message], answer: str, where: str) -> bool:
+        """Whether a special token at the end of the turn can only be the template's.
+
+        That is so for an answer of ordinary text. For another one the template writes an ordinary answer instead, and
+        what it writes after that tells.
+        """
+        if answer.strip() and not any(text in answer for text in self.special_texts):
+            return True
+        turn = {"role": "assistant", "content": _ORDINARY}
+        ordinary = self.render([*conversation, turn], where, prompt=False)
+        place = ordinary.rfind(_ORDINARY)
+        return place >= 0 and self._end(self._ids([ordinary[place + len(_ORDINARY) :]])[0]) is not None
 
     def render(self, conversation: Sequence[Message], where: str = "conversation", prompt: bool = True) -> str:
         """The text of a conversation, special tokens included; with `prompt` up to where the answer begins."""
@@ -116,18 +138,30 @@ class Encoder:
                 del row[0]
         return rows
 
-    def _answer(self, row: _Texts, prompt: list[int], full: list[int]) -> list[int]:
-        """The answer's ids up to and including the end-of-turn token."""
+    def _answer(self, row: _Texts, prompt: list[int], full: list[int], where: str) -> list[int]:
+        """The answer's ids up to and including the token that ends the turn."""
         if full[: len(prompt)] == prompt:
             answer = full[len(prompt) :]
         else:
             answer = self._ids([str(row.full)[len(row.prompt) :]])[0]
-        ends = [index for index, token in enumerate(answer) if token in self.special]
-        # Templates may write a line break after the end of a turn, which a model never gets to generate.
-        if ends and self.tokenizer.decode(answer[ends[-1] + 1 :]).strip() == "":
-            return answer[: ends[-1] + 1]
+        end = self._end(answer)
         eos = self.tokenizer.eos_token_id
-        return answer if eos is None else [*answer, eos]
+        if end is not None and (row.closed or answer[end] == eos):
+            return answer[: end + 1]
+        if eos is None:
+            raise ValueError(
+                f"{where}: expected a special token after the answer in the chat template, or an eos_token of the "
+                "tokenizer, to teach the model where an answer ends; got neither"
+            )
+        return [*answer, eos]
+
+    def _end(self, ids: list[int]) -> int | None:
+        """Index of the last special token if nothing but white space follows it; None otherwise.
+
+        Templates may write a line break after the end of a turn, which a model never gets to generate.
+        """
+        special = [index for index, token in enumerate(ids) if token in self.special]
+        return special[-1] if special and not self.tokenizer.decode(ids[special[-1] + 1 :]).strip() else None
 
 
 def _conversation(feature: Mapping[str, Any], where: str, answers: bool) -> tuple[list[Message], str]:
@@ -165,6 +199,7 @@ def _text(feature: Mapping[str, Any], column: str, where: str, alternative: str 
         )
     if not isinstance(feature[column], str):
         raise TypeError(f"{where}: column {column!r} must be text, got {type(feature[column]).__name__}")
+    check_unicode(feature[column], f"{where}: column {column!r}")
     return feature[column]
 
 
@@ -176,10 +211,31 @@ def _turns(feature: Mapping[str, Any], column: str, where: str) -> list[Message]
     if not turns:
         raise ValueError(f"{where}: column {column!r} must hold at least one message, got none")
     for turn in turns:
-        texts = isinstance(turn, Mapping) and [turn.get(key) for key in ("role", "content")]
-        if not texts or not all(isinstance(text, str) for text in texts):
-            raise TypeError(f"{where}: column {column!r}: expected messages with text 'role' and 'content', got {turn}")
+        texts = [turn.get(key) for key in ("role", "content")] if isinstance(turn, Mapping) else [None]
+        for text in texts:
+            if not isinstance(text, str):
+                raise TypeError(
+                    f"{where}: column {column!r}: expected messages with text 'role' and 'content', got {turn}"
+                )
+            check_unicode(text, f"{where}: column {column!r}")
     return list(turns)
 
 
-__all__ = ["Encoded", "Encoder"]
+def check_unicode(text: str, where: str) -> None:
+    """Raise for text that no file and no tokenizer takes: half of a surrogate pair, which JSON can spell (`\\ud800`).
+
+    Raises:
+        ValueError: with `where` in front.
+
+    Example:
+        >>> check_unicode("日本 😀", "row 0: column 'output'")
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where} must be valid Unicode text, got the lone surrogate {text[error.start]!r} at {error.start}"
+        ) from None
+
+
+__all__ = ["Encoded", "Encoder", "check_unicode"]

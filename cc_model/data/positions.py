@@ -46,6 +46,6 @@ def located(index: Tensor, length: int) -> tuple[Tensor, Tensor]:
     return flat_rows(index, length), in_range(index, length)
 
 
-def mark_skipped(rows: Tensor, keep: Tensor) -> Tensor:
-    """`rows` with −1 where `keep` is False."""
-    return torch.where(keep, rows, -1)
+def mark_skipped(rows: Tensor, skip: Tensor) -> Tensor:
+    """`rows` with −1 where `skip` is True."""
+    return rows.masked_fill(skip, -1)

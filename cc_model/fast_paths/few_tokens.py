@@ -18,12 +18,12 @@ from cc_model.fast_paths.hooks import call_is_observed, global_hooks
 OP = "gate_up_swiglu"
 
 
-def streams_weights(block: Any, gate: Any, up: Any, x: Tensor) -> bool:
-    """Whether `gate_up_swiglu` serves this call of a feed-forward block.
+def streams_weights(gate: Any, up: Any, x: Tensor) -> bool:
+    """Whether `gate_up_swiglu` serves this call of a feed-forward block at inference; without `up` `gate` makes both.
 
-    It does at inference, for at most `MOST_ROWS` tokens, where its Triton kernel would run and no obstacle is found.
+    It does for at most `MOST_ROWS` tokens, where its Triton kernel would run and no obstacle is found.
     """
-    if block.training or torch.is_grad_enabled() or not 0 < x.numel() <= MOST_ROWS * x.shape[-1]:
+    if not 0 < x.numel() <= MOST_ROWS * x.shape[-1]:
         return False
     device = x.device
     if not triton_serves(OP, device) or torch.is_autocast_enabled(device.type) or obstacle(gate, up) is not None:
@@ -32,10 +32,18 @@ def streams_weights(block: Any, gate: Any, up: Any, x: Tensor) -> bool:
     return x.dtype == weight.dtype and device == weight.device
 
 
+def halves(gate: Any, up: Any) -> tuple[Tensor, Tensor]:
+    """The weights `(I, d)` of gate and up; those of one projection `(2 I, d)` are the halves of it."""
+    if up is not None:
+        return gate.weight, up.weight
+    middle = gate.weight.shape[0] // 2
+    return gate.weight[:middle], gate.weight[middle:]
+
+
 def obstacle(gate: Any, up: Any) -> str | None:
-    """Why the weights of two projections must not be read past their modules; None when they may."""
+    """Why the weights of the projections must not be read past their modules; None when they may."""
     weights = []
-    for name, module in (("gate", gate), ("up", up)):
+    for name, module in (("gate", gate), ("up", up)) if up is not None else (("gate and up", gate),):
         if type(module) is not nn.Linear:
             return f"the {name} projection is a {type(module).__name__}, not nn.Linear"
         attributes = module.__dict__
@@ -52,7 +60,7 @@ def obstacle(gate: Any, up: Any) -> str | None:
         weights.append(weight)
     if global_hooks(forward_only=True):
         return "global forward hooks are registered"
-    first, second = weights
+    first, second = weights[0], weights[-1]
     if first.dtype != second.dtype or first.shape != second.shape:
         return "gate and up projections have weights of different dtypes or shapes"
     if first.device != second.device:

@@ -33,9 +33,16 @@ def call_is_observed(attributes: dict[str, Any]) -> bool:
     return bool(attributes["_forward_hooks"] or attributes["_forward_pre_hooks"])
 
 
-def output_is_observed(module: nn.Module) -> bool:
-    """Whether a hook may have kept the output of `module`, or made it a view."""
-    return any(getattr(module, kind) or getattr(module_hooks, f"_global{kind}") for kind in _OUTPUT)
+def owns_output(block: Any) -> bool:
+    """Whether nobody else holds the output of a feed-forward block; a forward hook or an adapter may have kept it."""
+    fused = getattr(block, "cc_fused", None)
+    down = getattr(block, fused.down) if fused is not None else None
+    if type(down) is not nn.Linear or "forward" in down.__dict__ or "forward" in block.__dict__:
+        return False
+    # A hook on the backward makes the output a view, which autograd does not let anyone write to.
+    if any(module.__dict__[kind] for module in (block, down) for kind in _OUTPUT):
+        return False
+    return not any(getattr(module_hooks, f"_global{kind}") for kind in _OUTPUT)
 
 
 def numbers_are_observed(module: nn.Module) -> bool:
@@ -59,4 +66,4 @@ def _are_harmless(hooks: Iterable[Any]) -> bool:
     return all(str(getattr(hook, "__module__", "")).startswith(_HARMLESS) for hook in hooks)
 
 
-__all__ = ["call_is_observed", "global_hooks", "has_own_forward", "numbers_are_observed", "output_is_observed"]
+__all__ = ["call_is_observed", "global_hooks", "has_own_forward", "numbers_are_observed", "owns_output"]

@@ -7,31 +7,38 @@ row: a quantised projection may scale a row by what the others hold. What is not
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cc_model.fast_paths.hooks import global_hooks, has_own_forward, numbers_are_observed
-from cc_model.specs import SPECS
+from cc_model.specs import SPECS, addend_of, block_of
 
-_ROW_BY_ROW = frozenset({"SiLU", "SiLUActivation", "Dropout", "Identity", "ModuleDict", "ModuleList", "ParameterDict"})
+_ROW_BY_ROW = frozenset(
+    {"SiLU", "SiLUActivation", "GELU", "GELUActivation", "GELUTanh"}
+    | {"Dropout", "Identity", "ModuleDict", "ModuleList", "ParameterDict"}
+)
 
 
 def narrow_obstacle(body: Any) -> str | None:
     """Why the last layer of the decoder `body` must run on all tokens; None when the captured ones are enough."""
     spec = SPECS[body.config.model_type]
-    layer = getattr(body, spec.layers)[-1]
-    block = getattr(layer, spec.mlp)
+    layer = attrgetter(spec.layers)(body)[-1]
+    block = block_of(layer, spec)
     if torch.compiler.is_compiling() or layer._compiled_call_impl is not None:
         return "it is compiled, and would cost a graph of its own"
     if global_hooks():
         return "global hooks are registered"
-    for module in (*layer.modules(), *getattr(body, spec.norm).modules()):
+    for module in (*layer.modules(), *attrgetter(spec.norm)(body).modules()):
         if numbers_are_observed(module):
             return f"a hook is registered on {type(module).__name__}"
         if has_own_forward(module):
             return f"{type(module).__name__} has a forward of its own"
+    addend = addend_of(layer, spec)
+    if addend is not block:
+        return f"the layer adds the output of {type(addend).__name__} after it"
     if getattr(block, "cc_fused", None) is None:
         return f"{type(block).__name__} runs a forward that is not known"
     unknown = [module for module in block.modules() if module is not block and not _runs_row_by_row(module)]

@@ -1,7 +1,7 @@
-"""What one forward of a patched model does: the passes through the decoder body, and how they connect.
+"""A call: what one forward of a patched model does with the decoder body.
 
-A call is made by the causal language model (`cc_model.patching.causal_lm`), which knows labels and arguments, and is
-run by the decoder body, so that the stock head, loss and output code of transformers runs once, on the body's result.
+The causal language model (`cc_model.patching.causal_lm`) knows labels and arguments, so it makes the call. The decoder
+body runs it, so that the stock head, loss and output code of transformers runs once, on the body's result.
 """
 
 from __future__ import annotations
@@ -11,32 +11,52 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import ModelOutput
 
+from cc_kernels import capture_rows
 from cc_model.connection.state import CrossLingualConnection
 from cc_model.data.positions import last_tokens
+from cc_model.forward.head import SHIFTED
 from cc_model.forward.passes import LayerSlot
 
-Body = Callable[..., BaseModelOutputWithPast]
+BodyOutput = ModelOutput
+"""What a decoder body returns: an output class of its architecture's own, with `last_hidden_state` and a cache."""
+
+Body = Callable[..., BodyOutput]
 """The stock forward of the decoder body; `cc_pass` in its keyword arguments reaches every layer."""
 
 
 class PlainCall:
-    """A forward without a connection, decided on purpose."""
+    """A forward without a connection, decided on purpose.
 
-    decision_weights: Tensor | None = None
+    Attributes:
+        loss_rows: `(K,)` flattened tokens that head and loss read, −1 for padding; None: all tokens.
+    """
 
-    def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BaseModelOutputWithPast:
+    loss_rows: Tensor | None = None
+
+    def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BodyOutput:
         """The stock forward."""
         return stock(**named)
 
+    def result(self, body: Any, stock: Body, named: dict[str, Any]) -> BodyOutput:
+        """What `run` returns, with the last hidden state `(1, K, d)` where head and loss read K tokens alone."""
+        if self.loss_rows is None:
+            return self.run(body, stock, named)
+        named.pop(SHIFTED, None)  # meant for the loss; some families and a head of TRL take it out themselves
+        output = self.run(body, stock, named)
+        hidden = flatten(hidden_of(output))
+        output.last_hidden_state = capture_rows(hidden, self.loss_rows.to(hidden.device))[None]
+        return output
 
-class ConnectedCall:
+
+class ConnectedCall(PlainCall):
     """What the two connected calls share.
 
     Args:
         connection: the model's `cc` module.
         slots: the slots of all layers.
+        shape: (B, T) of the tokens.
         index: `(B,)` connection index within the tokens of this call; None for the last attended token.
         noise: Gumbel noise `(B, L)`; None draws it in training and decides without noise otherwise.
     """
@@ -45,34 +65,41 @@ class ConnectedCall:
         self,
         connection: CrossLingualConnection,
         slots: list[LayerSlot],
+        shape: tuple[int, int],
         index: Tensor | None = None,
         noise: Tensor | None = None,
     ) -> None:
         self.connection = connection
         self.slots = slots
+        self.rows, self.length = shape
         self.index = index
         self.noise = noise
         self.decision_weights: Tensor | None = None
 
-    def connection_index(self, named: dict[str, Any], rows: int, length: int, device: torch.device) -> Tensor:
+    def connection_index(self, named: dict[str, Any], device: torch.device) -> Tensor:
         """`(B,)` on `device`: the given index, or the last attended token."""
         if self.index is not None:
             return self.index.to(device)
         mask = named.get("attention_mask")
-        return last_tokens(mask if isinstance(mask, Tensor) and mask.ndim == 2 else None, rows, length, device)
+        mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        return last_tokens(mask, self.rows, self.length, device)
 
-    def drawn_noise(self, rows: int, device: torch.device) -> Tensor | None:
-        """The given noise, fresh noise in training, or None."""
-        if self.noise is not None:
-            return self.noise.to(device)
-        return self.connection.gumbel_noise(rows, device) if self.connection.training else None
+    def decide(self, bank: Tensor, embeds: Tensor, rows: Tensor, **transform: Tensor | None) -> Tensor:
+        """The update `(B, d)`; `decision_weights` `(B, L)` are kept, with zeros for rows that are skipped.
 
-    def decide(self, bank: Tensor, embeds: Tensor, keep: Tensor, **transform: Tensor | None) -> Tensor:
-        """The update `(B, d)`; `decision_weights` are kept, with zeros for rows that are skipped."""
-        noise = self.drawn_noise(bank.shape[1], bank.device)
-        maker = self.connection.decision_maker
-        update, weights = maker(bank, embeds.to(bank.device), noise, self.connection.config, **transform)
-        self.decision_weights = torch.where(keep[:, None], weights, 0.0)
+        Args:
+            bank: `(L, P, d)`.
+            embeds: `(B, d)` at the connection index.
+            rows: `(B,)` row of the bank that each row reads, −1 for a row that is skipped.
+            transform: matrix and bias of `DecisionMaker.forward`.
+        """
+        connection, device = self.connection, bank.device
+        noise = None if self.noise is None else self.noise.to(device)
+        if noise is None and connection.training:
+            noise = connection.gumbel_noise(rows.shape[0], device)
+        maker = connection.decision_maker
+        chosen = maker(bank, embeds.to(device), noise, connection.config, rows.to(device), **transform)
+        update, self.decision_weights = chosen
         return update
 
 
@@ -82,15 +109,27 @@ def token_embeddings(body: Any, named: dict[str, Any]) -> Tensor:
     return embeds if embeds is not None else body.get_input_embeddings()(named["input_ids"])
 
 
+def with_embeddings(body: Any, named: dict[str, Any], embeds: Tensor) -> dict[str, Any]:
+    """The call with `embeds` in the place of its ids.
+
+    Gemma 4 reads a second embedding, of each layer, by the ids, and would search them in `embeds` otherwise.
+    """
+    given = {**named, "input_ids": None, "inputs_embeds": embeds}
+    text = getattr(body, "language_model", body)
+    ids = named.get("input_ids")
+    if ids is not None and getattr(text, "hidden_size_per_layer_input", None):
+        given["per_layer_inputs"] = text.get_per_layer_inputs(ids, None)
+    return given
+
+
 def flatten(hidden: Tensor) -> Tensor:
     """`(B, T, d)` as `(B * T, d)`."""
     return hidden.reshape(-1, hidden.shape[-1])
 
 
-def hidden_of(output: BaseModelOutputWithPast) -> Tensor:
+def hidden_of(output: BodyOutput) -> Tensor:
     """The last hidden state `(B, T, d)`, which the decoder body always returns."""
-    assert output.last_hidden_state is not None
-    return output.last_hidden_state
+    return output["last_hidden_state"]
 
 
 def asks_for(name: str, body: Any, named: dict[str, Any]) -> bool:

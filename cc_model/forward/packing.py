@@ -14,27 +14,19 @@ import torch
 from torch import Tensor
 
 from cc_model.compat import CACHE, cache_of
+from cc_model.generation import PACKED_BY
 
-PACKING_ARGUMENTS = ("cu_seq_lens_q", "cu_seq_lens_k", "seq_idx")
-
-
-def is_packed(taken: dict[str, Any], rows: int) -> bool:
-    """Whether the arguments speak of examples instead of rows: so many pivots and connection indices."""
-    pivot, index = taken["pivot_input_ids"], taken["connection_index"]
-    if not isinstance(pivot, Tensor) or not isinstance(index, Tensor) or index.ndim != 1:
-        return False
-    return pivot.shape[0] == index.shape[0] != rows
+PACKED = frozenset(PACKED_BY)
 
 
-def check_packed(taken: dict[str, Any], named: dict[str, Any], rows: int) -> None:
-    """Raise for arguments with which packed examples would see each other.
+def check_packed(examples: int, named: dict[str, Any], rows: int) -> None:
+    """Raise for arguments with which the examples packed into `rows` would see each other.
 
     Raises:
         ValueError: `position_ids` are missing, or there is a mask, a cache or `use_cache=True`.
         RuntimeError: `position_ids` restart less often than there are examples (found without waiting for a GPU).
     """
-    examples = taken["pivot_input_ids"].shape[0]
-    packed = f"packed rows ({examples} pivots and indices for {rows} rows)"
+    packed = f"packed rows ({examples} examples in {rows} rows)"
     positions = named.get("position_ids")
     if not isinstance(positions, Tensor) or positions.ndim != 2:
         raise ValueError(f"position_ids: expected positions (B, T) that restart at each example of {packed}, got none")
@@ -57,7 +49,7 @@ def check_packed(taken: dict[str, Any], named: dict[str, Any], rows: int) -> Non
 
 def refuse_packing(named: dict[str, Any]) -> None:
     """Raise for packed rows with one index and pivot per row: several examples in a row need several."""
-    for name in PACKING_ARGUMENTS:
+    for name in PACKED_BY[1:]:
         if named.get(name) is not None:
             raise NotImplementedError(f"{name}: {_ONE_PER_EXAMPLE}")
     positions, mask = named.get("position_ids"), named.get("attention_mask")

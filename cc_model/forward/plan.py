@@ -11,13 +11,27 @@ from torch import Tensor
 from cc_model.compat import cache_of
 from cc_model.connection.notices import say_once
 from cc_model.connection.state import CrossLingualConnection
-from cc_model.data.columns import CONNECTION_ARGUMENTS, INDEX, check_connection_arguments, refuse_orphans
+from cc_model.data.columns import (
+    BATCH_SHAPE,
+    CONNECTION_ARGUMENTS,
+    INDEX,
+    LOSS_ROWS,
+    NOISE,
+    check_connection_arguments,
+    check_whole,
+    entries_of,
+    has_pivots,
+    refuse_orphans,
+)
+from cc_model.data.modalities import refuse_other_modalities
 from cc_model.data.positions import before_first_label
-from cc_model.forward.calls import ConnectedCall, PlainCall, input_shape
-from cc_model.forward.packing import check_packed, is_packed, refuse_packing
+from cc_model.forward.calls import PlainCall, input_shape
+from cc_model.forward.head import labelled_rows
+from cc_model.forward.packing import PACKED, check_packed, refuse_packing
 from cc_model.forward.pivot_call import PivotCall
 from cc_model.forward.simulated_call import SimulatedCall
 from cc_model.generation import GenerationState
+from cc_model.specs import body_of
 
 logger = logging.getLogger("cc_model")
 
@@ -32,11 +46,12 @@ WHERE_TO_CONNECT = (
 GENERATION_STEP = "cc_generation"  # marks the inputs of a forward as a step of the running `generate`
 
 
-def plan(model: Any, named: dict[str, Any]) -> PlainCall | ConnectedCall:
+def plan(model: Any, named: dict[str, Any]) -> PlainCall:
     """The call for the arguments `named`, from which the connection's own are taken out.
 
-    Given pivot tensors, it connects. Without them: never in training; in evaluation, when a Transform Matrix is set, as
-    the running `generate` says, at a given `connection_index`, or, with an empty cache, before the first label.
+    Given pivots, it connects. Without them: never in training; in evaluation, when a Transform Matrix is set, as the
+    running `generate` says, at a given `connection_index`, or, with an empty cache, before the first label. In
+    training, head and loss read the tokens of `loss_rows` alone.
 
     Raises:
         ValueError: in evaluation with a matrix and an empty cache nothing says where to connect.
@@ -49,65 +64,90 @@ def plan(model: Any, named: dict[str, Any]) -> PlainCall | ConnectedCall:
             f"model.cc: expected the connection, got {type(connection).__name__}; an adapter wrapped it. Use "
             "modules_to_save=['decision_maker']"
         )
+    if taken[BATCH_SHAPE] is not None:
+        check_whole(taken)
+    call = _connected(model, named, taken, generation)
+    if connection.training and taken[LOSS_ROWS] is not None:
+        call.loss_rows = labelled_rows(named, taken[LOSS_ROWS], *input_shape(named))
+    return call
+
+
+def _connected(
+    model: Any, named: dict[str, Any], taken: dict[str, Any], generation: GenerationState | None
+) -> PlainCall:
+    """The call, as far as the connection decides it."""
+    connection = model.cc
     if not connection.enabled:
         return PlainCall()
-    pivot_ids = taken["pivot_input_ids"]
-    if pivot_ids is None and (generation is None or generation.pivot is None):
+    if generation is not None:
+        return _plan_generation(model, named, generation, taken)
+    english = has_pivots(taken)
+    if not english:
         refuse_orphans(taken, connection.training)
         if connection.training:
             _warn_of_plain_step(connection, named)
         if connection.training or not connection.simulates:
             return PlainCall()
-    if generation is not None:
-        return _plan_generation(model, named, generation, taken)
-    rows = input_shape(named)[0]
-    packed = is_packed(taken, rows)
-    examples = taken["pivot_input_ids"].shape[0] if packed else rows
-    check_connection_arguments(taken, examples, connection.num_layers)
+    refuse_other_modalities(named)
+    tokens = named.get("input_ids")
+    rows, length = (named["inputs_embeds"] if tokens is None else tokens).shape[:2]
+    entries = entries_of(taken, rows)
+    packed = entries != rows
+    check_connection_arguments(taken, entries, connection.num_layers)
     if packed:
-        check_packed(taken, named, rows)
-    else:
+        check_packed(entries, named, rows)
+    elif not PACKED.isdisjoint(named):
         refuse_packing(named)
-    index = _default_index(taken["connection_index"], named)
+    index, labels = taken[INDEX], named.get("labels")
+    if index is None and isinstance(labels, Tensor):
+        index = before_first_label(labels)
     if connection.training:
         _warn_of_mistakes(connection, index)
-    shared: dict[str, Any] = {"index": index, "noise": taken["gumbel_noise"]}
-    if pivot_ids is not None:
-        pivot = (pivot_ids, taken["pivot_attention_mask"], taken["pivot_index"])
-        return PivotCall(connection, model.cc_slots(), *pivot, packed=packed, **shared)
+    shared: dict[str, Any] = {"shape": (rows, length), "index": index, "noise": taken[NOISE]}
+    if english:
+        return PivotCall(connection, model.cc_slots(), pivots=taken, packed=packed, **shared)
     if taken[INDEX] is None:
         cache = cache_of(named)
         if cache is not None and int(cache.get_seq_length()) > 0:
             return PlainCall()
         if index is None:
             raise ValueError(WHERE_TO_CONNECT)
-    return SimulatedCall(connection, model.cc_slots(), logits_to_keep=named.get("logits_to_keep", 0), **shared)
+    return SimulatedCall(connection, model.cc_slots(), logits_to_keep=_kept(model, named), **shared)
 
 
 def _plan_generation(
-    model: Any, named: dict[str, Any], generation: GenerationState, taken: dict[str, Tensor | None]
-) -> PlainCall | ConnectedCall:
+    model: Any, named: dict[str, Any], generation: GenerationState, taken: dict[str, Any]
+) -> PlainCall:
     """The call of one step of `generate`: connected when its tokens hold a connection index."""
+    if generation.pivot is None and (model.cc.training or model.cc.transform_matrix is None):
+        return PlainCall()  # the matrix was dropped, or the mode changed, in the middle of the call
     rows, length = input_shape(named)
-    check_connection_arguments(taken, rows, model.cc.num_layers)
     window = generation.enter(length, cached=cache_of(named) is not None)
     if window is None:
         return PlainCall()
     generation.connected = True
-    refuse_packing(named)
+    if taken[NOISE] is not None:
+        check_connection_arguments(taken, rows, model.cc.num_layers)
+    if generation.places_tokens:
+        refuse_packing(named)
     index = generation.local_index(window, rows)
-    shared: dict[str, Any] = {"index": index, "noise": taken["gumbel_noise"]}
+    shared: dict[str, Any] = {"shape": (rows, length), "index": index, "noise": taken[NOISE]}
     if generation.pivot is not None:
-        return PivotCall(model.cc, model.cc_slots(), **generation.pivot, **shared)
+        return PivotCall(model.cc, model.cc_slots(), pivots=generation.pivot, **shared)
     first = generation.first_index - window if generation.first_index >= window else 0
     return SimulatedCall(
         model.cc,
         model.cc_slots(),
         first_index=first,
-        logits_to_keep=named.get("logits_to_keep", 0),
+        logits_to_keep=_kept(model, named),
         compile_config=generation.compile_config,
         **shared,
     )
+
+
+def _kept(model: Any, named: dict[str, Any]) -> int | Tensor:
+    """How many of the last tokens the head reads; all, where it finds them by the length of what the body returns."""
+    return 0 if "logits_to_keep" in body_of(model).cc_arguments else named.get("logits_to_keep", 0)
 
 
 def _warn_of_mistakes(connection: CrossLingualConnection, index: Tensor | None) -> None:
@@ -141,9 +181,3 @@ def _warn_of_plain_step(connection: CrossLingualConnection, named: dict[str, Any
                 "A trainer that compares the two (DPO, KTO) belongs inside of cc_model.connection_disabled(model), "
                 "for the policy and for a patched reference"
             )
-
-
-def _default_index(index: Tensor | None, named: dict[str, Any]) -> Tensor | None:
-    """The given index, the one before the first label, or None for the last attended token."""
-    labels = named.get("labels")
-    return before_first_label(labels) if index is None and isinstance(labels, Tensor) else index

@@ -17,9 +17,10 @@ from torch import Tensor
 
 def uses_reentrant_checkpointing(body: Any) -> bool:
     """Whether the body's layers run under transformers' reentrant gradient checkpointing."""
-    if not (getattr(body, "gradient_checkpointing", False) and body.training):
+    decoder = getattr(body, "language_model", body)  # the text decoder among several modalities
+    if not (getattr(decoder, "gradient_checkpointing", False) and body.training):
         return False
-    checkpoint = getattr(body, "_gradient_checkpointing_func", None)
+    checkpoint = getattr(decoder, "_gradient_checkpointing_func", None)
     return bool(getattr(checkpoint, "keywords", {}).get("use_reentrant", False))
 
 

@@ -14,18 +14,17 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import StaticCache
 from transformers.generation.configuration_utils import CompileConfig
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from cc_model.compat import cache_of
-from cc_model.forward.calls import asks_for
+from cc_model.forward.calls import BodyOutput, asks_for
 from cc_model.forward.passes import InjectPass
 
-_compiled: list[tuple[CompileConfig, Callable[..., BaseModelOutputWithPast]]] = []
+_compiled: list[tuple[CompileConfig, Callable[..., BodyOutput]]] = []
 
 
 def connected_replay(
     body: Any, named: dict[str, Any], rows: Tensor, update: Tensor, compile_config: CompileConfig | None
-) -> BaseModelOutputWithPast:
+) -> BodyOutput:
     """The decoder body on the tokens of `named`, with `update` `(B, d)` added at the flattened tokens `rows` `(B,)`.
 
     Compiled for one token and a static cache when `compile_config` says how decode steps are compiled.
@@ -38,9 +37,9 @@ def connected_replay(
     return _compiled_replay(compile_config)(body, _steady(named), rows, update)
 
 
-def _replay(body: Any, named: dict[str, Any], rows: Tensor, update: Tensor) -> BaseModelOutputWithPast:
+def _replay(body: Any, named: dict[str, Any], rows: Tensor, update: Tensor) -> BodyOutput:
     injection = InjectPass(rows, update)
-    output = type(body).cc_stock_class.forward(body, **named, cc_pass=injection)
+    output = body.cc_stock(**named, cc_pass=injection)
     injection.check()
     return output
 
@@ -57,7 +56,7 @@ def _fits_a_graph(body: Any, named: dict[str, Any]) -> bool:
     )
 
 
-def _compiled_replay(config: CompileConfig) -> Callable[..., BaseModelOutputWithPast]:
+def _compiled_replay(config: CompileConfig) -> Callable[..., BodyOutput]:
     for known, call in _compiled:
         if known == config:
             return call

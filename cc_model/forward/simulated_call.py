@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.configuration_utils import CompileConfig
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from cc_kernels import capture_rows
 from cc_model.compat import CACHE, cache_of, with_cache
@@ -18,7 +17,7 @@ from cc_model.connection.notices import notices_of, say_once
 from cc_model.connection.state import CrossLingualConnection
 from cc_model.data.positions import flat_rows, in_range, located, mark_skipped
 from cc_model.fast_paths.rollback import roll_back, rollback_obstacle
-from cc_model.forward.calls import Body, ConnectedCall, asks_for, flatten, hidden_of, input_shape
+from cc_model.forward.calls import Body, BodyOutput, ConnectedCall, asks_for, flatten, hidden_of
 from cc_model.forward.passes import CapturePass, LayerSlot
 from cc_model.forward.replay import connected_replay
 
@@ -41,24 +40,25 @@ class SimulatedCall(ConnectedCall):
         self,
         connection: CrossLingualConnection,
         slots: list[LayerSlot],
+        shape: tuple[int, int],
         first_index: int | None = None,
         logits_to_keep: int | Tensor = 0,
         compile_config: CompileConfig | None = None,
         **shared: Any,
     ) -> None:
-        super().__init__(connection, slots, **shared)
+        super().__init__(connection, slots, shape, **shared)
         self.first_index = first_index
         self.logits_to_keep = logits_to_keep
         self.compile_config = compile_config
 
-    def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BaseModelOutputWithPast:
+    def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BodyOutput:
         """Capture, decide, run again from the first connection index on."""
-        rows, length = input_shape(named)
+        length = self.length
         use_cache = named.get("use_cache")
-        keep_cache = body.config.use_cache if use_cache is None else use_cache
+        keep_cache = body.config.get_text_config(decoder=True).use_cache if use_cache is None else use_cache
         cache = cache_of(named)
         device = (named["input_ids"] if named.get("input_ids") is not None else named["inputs_embeds"]).device
-        index = self.connection_index(named, rows, length, device)
+        index = self.connection_index(named, device)
         rolled = cache if cache is not None else DynamicCache(config=body.config)
         two_prefills = self.obstacle(named, rolled, length)
         start = 0 if two_prefills is not None else self.first_row(index, length)
@@ -94,7 +94,7 @@ class SimulatedCall(ConnectedCall):
             return "an attention mask of a type that cannot be sliced"
         return rollback_obstacle(cache, length)
 
-    def captured(self, stock: Body, named: dict[str, Any], capture: CapturePass) -> BaseModelOutputWithPast:
+    def captured(self, stock: Body, named: dict[str, Any], capture: CapturePass) -> BodyOutput:
         """The first run, without a gradient."""
         with torch.no_grad():
             return stock(**named, cc_pass=capture)
@@ -121,33 +121,41 @@ class SimulatedCall(ConnectedCall):
                 embeds = capture_rows(flatten(named["inputs_embeds"]), tokens, assume_valid=True)
             else:
                 embeds = body.get_input_embeddings()(named["input_ids"].flatten()[tokens])
-            keep_bank = keep.to(device)
-            bank = torch.where(keep_bank[None, :, None], capture.collect(device), 0.0)
+            own = mark_skipped(torch.arange(index.shape[0], device=index.device), ~keep)
             transform = {"matrix": self.connection.transform_matrix, "bias": self.connection.transform_bias}
-            update = self.decide(bank, embeds, keep_bank, **transform)
-        return mark_skipped(flat_rows(index - start, length - start), keep), update
+            update = self.decide(capture.collect(device), embeds, own, **transform)
+        return mark_skipped(flat_rows(index - start, length - start), ~keep), update
 
-    def joined(
-        self, first: BaseModelOutputWithPast, second: BaseModelOutputWithPast, start: int, length: int, keep_cache: bool
-    ) -> BaseModelOutputWithPast:
-        """The result over all tokens: positions before `start` from the first run, the others from the second."""
-        cache = getattr(second, CACHE) if keep_cache else None
+    def joined(self, first: BodyOutput, second: BodyOutput, start: int, length: int, keep_cache: bool) -> BodyOutput:
+        """The result over all tokens, of the body's own class: those before `start` from the first run."""
         hidden = hidden_of(second)
         if start and self.keeps_before(start, length):
             hidden = torch.cat([hidden_of(first)[:, :start], hidden], dim=1)
-        return BaseModelOutputWithPast(
-            last_hidden_state=hidden,
-            hidden_states=joined_states(first.hidden_states, second.hidden_states, start, dim=1),
-            attentions=joined_states(first.attentions, second.attentions, start, dim=-2),
-            **{CACHE: cache},
-        )
+        fields = {name: joined_states(first.get(name), value, name, start, length) for name, value in second.items()}
+        return type(second)(**{**fields, "last_hidden_state": hidden, CACHE: second.get(CACHE) if keep_cache else None})
 
 
-def joined_states(first: Any, second: Any, start: int, dim: int) -> Any:
-    """Per-layer tensors: the first `start` entries along `dim` from `first`, then `second`."""
-    if second is None or not start:
+def joined_states(first: Any, second: Any, name: str, start: int, length: int) -> Any:
+    """A field of tensors per layer: its first `start` tokens from `first`, the others from `second`; else `second`.
+
+    Hidden states are `(B, T, d)` and attentions `(B, H, T, keys)`. What else a family returns per layer has its tokens
+    in front, flat `(B * T, ...)` as router logits, or `(B, T, ...)`.
+    """
+    if not start or not isinstance(second, (tuple, list)):
         return second
-    return tuple(torch.cat([a.narrow(dim, 0, start), b], dim=dim) for a, b in zip(first, second))
+    return tuple(_joined_tokens(a, b, name, start, length) for a, b in zip(first, second))
+
+
+def _joined_tokens(first: Any, second: Any, name: str, start: int, length: int) -> Any:
+    if not isinstance(second, Tensor):
+        return second
+    if name == "attentions":
+        return torch.cat([first.narrow(-2, 0, start), second], dim=-2)
+    if second.ndim == 2:
+        rows = first.shape[0] // length
+        first, second = first.unflatten(0, (rows, length)), second.unflatten(0, (rows, length - start))
+        return torch.cat([first[:, :start], second], dim=1).flatten(0, 1)
+    return torch.cat([first[:, :start], second], dim=1)
 
 
 def probing_cache(cache: Cache | None, named: dict[str, Any]) -> Cache | None:
@@ -166,7 +174,7 @@ def sliced(named: dict[str, Any], start: int, length: int) -> dict[str, Any]:
     if start == 0:
         return dict(named)
     kept = dict(named)
-    for name in ("input_ids", "inputs_embeds"):
+    for name in ("input_ids", "inputs_embeds", "per_layer_inputs"):
         if kept.get(name) is not None:
             kept[name] = kept[name][:, start:]
     if kept.get("position_ids") is not None:

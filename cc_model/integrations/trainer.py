@@ -1,27 +1,44 @@
-"""`transformers.Trainer` that logs which layers the Decision Maker picks, and a progress bar that shows it."""
+"""transformers' Trainer for a patched model: it logs which layers are picked, and trains on simulated activations.
+
+Needs accelerate, as `transformers.Trainer` does. `import cc_model` does not import this module.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from cc_model import fit_transform_matrix
+from cc_model.connection.state import connection_of
 from cc_model.data.collator import ParallelCollator
+from cc_model.data.prompt_batches import prompt_batches
 
 PREFIX = "decision/layer_"
 ROWS = "decision/rows"
-BLOCKS = " ▁▂▃▄▅▆▇█"
-PIVOT_KEYS = ("pivot_input_ids", "pivot_attention_mask", "connection_index", "pivot_index")
+STOCK_KEYS = ("input_ids", "attention_mask", "position_ids", "labels")
 
 
 class PlainCollator:
-    """A `ParallelCollator` without what only a patched model takes, for plain fine-tuning on the same rows."""
+    """Leaves out of a `ParallelCollator`'s batches what only a patched model takes: to train vanilla on equal rows.
+
+    Args:
+        collator: whose batches it gives.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> core = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1}, unk_token="<unk>"))
+        >>> core.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
+        >>> row = {"instruction": "hola", "instruction_en": "hello", "output": "mundo"}
+        >>> sorted(PlainCollator(ParallelCollator(tokenizer))([row]))
+        ['attention_mask', 'input_ids', 'labels']
+    """
 
     def __init__(self, collator: ParallelCollator) -> None:
         self.collator = collator
@@ -29,14 +46,41 @@ class PlainCollator:
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """The batch without pivots and indices."""
-        return {key: value for key, value in self.collator(features).items() if key not in PIVOT_KEYS}
+        return {key: value for key, value in self.collator(features).items() if key in STOCK_KEYS}
 
 
 class CCTrainer(Trainer):
-    """Trainer whose log also has the decision histogram since the last log.
+    """Adds to Trainer's log which layers the Decision Maker picked since the last log.
 
     `decision/layer_07` is the share of connected rows that received layer 7's activation; `decision/rows` is the number
-    of connected rows. The counts stay on the device until they are logged, so a step never waits for them.
+    of connected rows. The counts stay on the device until they are logged, so a step never waits for them. Everything
+    else, arguments and errors, is Trainer's; a model that is not patched trains and logs as with Trainer.
+
+    Example:
+        >>> import tempfile
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import PrinterCallback, PreTrainedTokenizerFast, TrainingArguments
+        >>> from cc_model import patch_model
+        >>> from cc_model.testing import tiny_model
+        >>> core = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "hola": 2, "hello": 3}, unk_token="<unk>"))
+        >>> core.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
+        >>> rows = [{"instruction": "hola", "instruction_en": "hello", "output": "mundo"}] * 4
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     trainer = CCTrainer(
+        ...         model=patch_model(tiny_model("llama", num_hidden_layers=2)),
+        ...         args=TrainingArguments(
+        ...             folder, max_steps=1, logging_steps=1, per_device_train_batch_size=4, save_strategy="no",
+        ...             remove_unused_columns=False, report_to="none", disable_tqdm=True, use_cpu=True,
+        ...         ),
+        ...         train_dataset=rows,
+        ...         data_collator=ParallelCollator(tokenizer),
+        ...     )
+        ...     _ = trainer.remove_callback(PrinterCallback)
+        ...     _ = trainer.train()
+        >>> logged = trainer.state.log_history[0]
+        >>> logged["decision/rows"], sum(histogram(logged))
+        (4.0, 1.0)
     """
 
     _decisions: Tensor | None = None
@@ -64,7 +108,7 @@ class CCTrainer(Trainer):
 
 
 def histogram(logs: Mapping[str, float]) -> list[float]:
-    """The decision histogram of a log entry, by layer; empty when it has none.
+    """The shares of the layers in an entry of `trainer.state.log_history`, in their order; empty when it has none.
 
     Example:
         >>> histogram({"loss": 2.5, "decision/layer_00": 0.25, "decision/layer_01": 0.75})
@@ -74,63 +118,90 @@ def histogram(logs: Mapping[str, float]) -> list[float]:
     return [logs[key] for _, key in layers]
 
 
-def sparkline(shares: Sequence[float]) -> str:
-    """Shares in [0, 1] as one block character each.
+class SimulatedTraining(TrainerCallback):
+    """Trains on what the model reads at inference: its own activations, mapped by a matrix fitted on the way.
+
+    With the published recipe a model trains on true English activations and answers with those that the Transform
+    Matrix makes of its own. This callback closes that gap. It fits the matrix at the start and every `refit_steps`,
+    and lets a rising share of the rows read mapped activations (`CCConfig.simulated_share`):
+
+        s(t) = share · min(1, t / (ramp · T))          t of T steps done
+
+    Fit the matrix once more after training: the weights have changed since the last fit.
+
+    Args:
+        collator: of the training.
+        pairs: rows with an English version, of the training data.
+        share: of the rows, in (0, 1], at the end of the ramp.
+        ramp: share in [0, 1] of all steps over which the share rises from 0; 0 starts with the full share.
+        refit_steps: optimizer steps between fits; 0 fits once, at the start.
+        batch_size: pairs per forward pass of a fit.
+        fit: options of `fit_transform_matrix`, such as `{"ridge": 1.0}`.
+
+    Raises:
+        ValueError: an argument is out of range, or there are no pairs.
 
     Example:
-        >>> sparkline([0.0, 0.25, 0.75])
-        ' ▂▆'
+        >>> from cc_model import ParallelCollator
+        >>> pairs = [{"instruction": "Hallo", "instruction_en": "Hello", "output": "Welt"}]
+        >>> collator = ...  # the ParallelCollator of the training
+        >>> simulated = SimulatedTraining(collator, pairs, share=0.8, ramp=0.5)
+        >>> [simulated.share_at(step, steps=100) for step in (0, 25, 50, 100)]
+        [0.0, 0.4, 0.8, 0.8]
+
+        `trainer.add_callback(simulated)` puts it to work, on a model that `patch_model` has patched.
     """
-    return "".join(BLOCKS[round(max(0.0, min(1.0, share)) * (len(BLOCKS) - 1))] for share in shares)
+
+    def __init__(
+        self,
+        collator: ParallelCollator,
+        pairs: Sequence[Mapping[str, Any]],
+        share: float = 1.0,
+        ramp: float = 0.5,
+        refit_steps: int = 50,
+        batch_size: int = 32,
+        fit: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not pairs:
+            raise ValueError("pairs: expected rows with an English version, got none")
+        if not 0 < share <= 1:
+            raise ValueError(f"share: expected a share in (0, 1], got {share}")
+        if not 0 <= ramp <= 1:
+            raise ValueError(f"ramp: expected a share in [0, 1], got {ramp}")
+        if refit_steps < 0:
+            raise ValueError(f"refit_steps: expected 0 or more, got {refit_steps}")
+        self.collator, self.pairs = collator, pairs
+        self.share, self.ramp, self.refit_steps = share, ramp, refit_steps
+        self.batch_size, self.fit_options = batch_size, dict(fit or {})
+        self.fits: list[tuple[int, float]] = []  # step and R² of each fit
+
+    def share_at(self, step: int, steps: int) -> float:
+        """The share of simulated rows after `step` of `steps` steps."""
+        ramp = self.ramp * steps
+        return self.share if step >= ramp else self.share * step / ramp
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Fit, unless a resumed checkpoint brought its matrix."""
+        if connection_of(model).transform_matrix is None:
+            self._fit(model, state.global_step)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Set the share."""
+        connection = connection_of(model)
+        share = self.share_at(state.global_step, state.max_steps)
+        if connection.config.simulated_share != share:
+            connection.config = replace(connection.config, simulated_share=share)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Fit again, where the next steps use it."""
+        steps = self.refit_steps
+        if steps and state.global_step % steps == 0 and state.global_step < state.max_steps:
+            self._fit(model, state.global_step)
+
+    def _fit(self, model: Any, step: int) -> None:
+        batches = prompt_batches(model, self.collator, self.pairs, self.batch_size, progress=False)
+        report = fit_transform_matrix(model, batches, progress=False, **self.fit_options)
+        self.fits.append((step, report.overall.r2))
 
 
-class RichProgress(TrainerCallback):
-    """A progress bar with loss and decision histogram; a line per log where the output is no terminal."""
-
-    def __init__(self, title: str, console: Console | None = None) -> None:
-        self.title = title
-        self.console = console or Console()
-        self.bar: Progress | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Show the bar."""
-        if not state.is_world_process_zero:
-            return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[status]}"))
-        self.bar = Progress(*columns, *times, console=self.console)
-        self.task = self.bar.add_task(self.title, total=state.max_steps, completed=state.global_step, status="")
-        self.bar.start()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the bar."""
-        if self.bar is not None:
-            self.bar.update(self.task, completed=state.global_step)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Show loss and decisions."""
-        if self.bar is None or not logs or "loss" not in logs:
-            return
-        status = f"loss {logs['loss']:.4f}"
-        shares = histogram(logs)
-        if shares:
-            status += f"  layers |{sparkline(shares)}|"
-        self.bar.update(self.task, status=status)
-        if not self.console.is_terminal:
-            self.console.print(f"{self.title}: step {state.global_step}/{state.max_steps}  {status}", highlight=False)
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Remove the bar."""
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
-
-
-def use_rich_progress(trainer: Trainer, title: str, console: Console | None = None) -> None:
-    """Replace the progress callbacks of transformers by `RichProgress`."""
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(RichProgress(title, console))
-
-
-__all__ = ["CCTrainer", "PlainCollator", "RichProgress", "histogram", "sparkline", "use_rich_progress"]
+__all__ = ["CCTrainer", "PlainCollator", "SimulatedTraining", "histogram"]

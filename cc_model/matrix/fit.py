@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from cc_model.data.columns import INDEX, PIVOT_COLUMNS
+from cc_model.data.columns import INDEX, PIVOT_COLUMNS, check_whole
+from cc_model.data.positions import in_range
 from cc_model.distributed import Processes, in_one_piece, without_wrappers
 from cc_model.forward.bank import captured_bank
 from cc_model.matrix.quality import FitQuality, FitReport, measure
 from cc_model.matrix.statistics import LeastSquares, Reservoir
-from cc_model.patching.patch import unwrap
+from cc_model.specs import unwrap
 
 _INPUTS = ("input_ids", "attention_mask", INDEX)
 
@@ -52,9 +53,10 @@ def fit_transform_matrix(
         model: a patched model; it is run in evaluation mode and without the connection, and left in its mode.
         batches: any iterable, a generator too, of dicts with `input_ids (B, T)`, `attention_mask (B, T)`,
             `pivot_input_ids (B, S)`, `pivot_attention_mask (B, S)`, and optionally `connection_index (B,)` and
-            `pivot_index (B,)` (default: the last attended token). Ids and indices are int64 or int32; masks have any
-            dtype, are 0 at padding, and may be None or missing. Other keys are ignored. A pair with an index out of
-            range or an all-zero mask is skipped and counted.
+            `pivot_index (B,)` (default: the last attended token); with `pivot_row (B,)`, −1 for none, the pivots may
+            be fewer, as `ParallelCollator(share_pivots=True)` gives them. Ids and indices are int64 or int32; masks
+            have any dtype, are 0 at padding, and may be None or missing. Other keys are ignored. A pair with an index
+            out of range or an all-zero mask is skipped and counted.
         ridge: λ ≥ 0 in squared activation units. With 0 a rank-deficient problem gets its minimum-norm solution.
         per_layer: one matrix for each layer, `(L, d, d)`.
         affine: also fit a bias, `model.cc.transform_bias`; it is not penalised.
@@ -204,11 +206,14 @@ def _checked(batch: Any) -> Mapping[str, Any]:
     for name in ("input_ids", "pivot_input_ids"):
         if not isinstance(batch.get(name), Tensor):
             raise ValueError(f"batches: expected a tensor {name!r} in each batch, got {sorted(batch)}")
-    if batch["input_ids"].shape[0] != batch["pivot_input_ids"].shape[0]:
-        raise ValueError(
-            f"pivot_input_ids: expected {batch['input_ids'].shape[0]} rows, as input_ids, "
-            f"got {batch['pivot_input_ids'].shape[0]}"
-        )
+    row = batch.get("pivot_row")
+    if row is not None and (not isinstance(row, Tensor) or row.is_floating_point()):
+        raise ValueError(f"pivot_row: expected integers, got {getattr(row, 'dtype', type(row).__name__)}")
+    name = "pivot_input_ids" if row is None else "pivot_row"
+    count, expected = batch[name].shape[0], batch["input_ids"].shape[0]
+    if count != expected:
+        raise ValueError(f"{name}: expected {expected} rows, as input_ids, got {count}")
+    check_whole(batch)
     return batch
 
 
@@ -216,6 +221,11 @@ def _pair_banks(root: Any, inner: Any, batch: Mapping[str, Any]) -> tuple[Tensor
     """A and E, `(L, B, d)` each, and which rows are usable `(B,)`."""
     source, usable = captured_bank(root, inner, *[batch.get(name) for name in _INPUTS])
     target, pivot_usable = captured_bank(root, inner, *[batch.get(name) for name in PIVOT_COLUMNS])
+    row = batch.get("pivot_row")
+    if row is not None:  # pairs that share an English prompt
+        row = row.to(target.device)
+        read = row.clamp(0, target.shape[1] - 1)
+        target, pivot_usable = target[:, read], pivot_usable[read] & in_range(row, target.shape[1])
     return source, target, usable & pivot_usable
 
 

@@ -6,33 +6,24 @@ call, its decoder body (`cc_model.patching.decoder`) runs it.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
 from transformers.generation import CompileConfig, GenerationMixin
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from cc_model.connection.adapters import carried_by, put_carried, refuse_other_options
-from cc_model.forward.calls import PlainCall
+from cc_model.forward.calls import ConnectedCall
 from cc_model.forward.passes import LayerSlot
 from cc_model.forward.plan import GENERATION_STEP, plan
 from cc_model.generation import connected_generate, current_generation, refuse_unsupported_mode
+from cc_model.patching.decoder import beside
+from cc_model.patching.outputs import connected_output
 from cc_model.saving import save
-from cc_model.specs import layers_of, spec_of
+from cc_model.specs import addend_of, layers_of, spec_of
 
 POSTPONED = "_cc_postponed_adapter"
-
-
-@dataclass
-class ConnectedCausalLMOutput(CausalLMOutputWithPast):
-    """The stock output plus `decision_weights` `(B, L)`, all zero for a row without a connection."""
-
-    decision_weights: Tensor | None = None
 
 
 def _stock_when_unpatched(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,13 +38,11 @@ def _stock_when_unpatched(method: Callable[..., Any]) -> Callable[..., Any]:
     return bound
 
 
-_OUTPUT_FIELDS = {field.name for field in dataclasses.fields(ConnectedCausalLMOutput)}
-
-
 class PatchedCausalLM:
     """The patched model: the connected forward, `generate` and `save_pretrained`."""
 
     cc_arguments: tuple[str, ...]
+    cc_hands_on: bool
     cc: Any
     config: Any
 
@@ -67,13 +56,13 @@ class PatchedCausalLM:
 
     def _cc_run(self, inner: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if "cc_call" in kwargs:  # planned by the caller
-            return inner(*args, **kwargs)
+            return self._cc_hand_on(inner, kwargs.pop("cc_call"), args, kwargs)
         if len(args) > len(self.cc_arguments):
             raise TypeError(f"forward: expected at most {len(self.cc_arguments)} positional arguments, got {len(args)}")
         named = dict(zip(self.cc_arguments, args), **kwargs)
         call = plan(self, named)
-        output = inner(**named, cc_call=call)
-        if isinstance(call, PlainCall):
+        output = self._cc_hand_on(inner, call, (), named)
+        if not isinstance(call, ConnectedCall):
             return output
         if call.decision_weights is None:
             raise RuntimeError(
@@ -82,10 +71,17 @@ class PatchedCausalLM:
             )
         if isinstance(output, tuple):
             return (*output, call.decision_weights)
-        if set(output.keys()) <= _OUTPUT_FIELDS:
-            return ConnectedCausalLMOutput(**output, decision_weights=call.decision_weights)
-        output["decision_weights"] = call.decision_weights  # an output class of another library keeps its own fields
-        return output
+        return connected_output(output, call.decision_weights)
+
+    def _cc_hand_on(self, inner: Callable[..., Any], call: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        """The forward with `call` on its way to the decoder body: among its keyword arguments, or beside them."""
+        if self.cc_hands_on:
+            return inner(*args, **named, cc_call=call)
+        previous, beside.call = beside.call, call
+        try:
+            return inner(*args, **named, cc_call=call)
+        finally:
+            beside.call = previous
 
     @_stock_when_unpatched
     @functools.wraps(GenerationMixin.prepare_inputs_for_generation)
@@ -112,19 +108,20 @@ class PatchedCausalLM:
         return super().get_compiled_call(compile_config)  # type: ignore[misc]
 
     def cc_slots(self) -> list[LayerSlot]:
-        """The slot of every layer's feed-forward block, in order.
+        """The slot of what every layer adds to its stream, in order.
 
         Raises:
-            RuntimeError: a block was replaced after `patch_model`; the message names it.
+            RuntimeError: such a module was replaced after `patch_model`; the message names it.
         """
         slots = []
-        name = spec_of(self).mlp
+        spec = spec_of(self)
         for index, layer in enumerate(layers_of(self)):
-            feed_forward = getattr(layer, name)
-            slot = getattr(feed_forward, "cc_slot", None)
+            addend = addend_of(layer, spec)
+            slot = getattr(addend, "cc_slot", None)
             if slot is None:
+                what = "norm after the feed-forward block" if spec.addend else "feed-forward block"
                 raise RuntimeError(
-                    f"connection: the feed-forward block of layer {index}, {type(feed_forward).__name__}, was replaced "
+                    f"connection: the {what} of layer {index}, {type(addend).__name__}, was replaced "
                     "after patch_model; call unpatch_model and patch_model again"
                 )
             slots.append(slot)

@@ -6,14 +6,32 @@ import inspect
 from types import MethodType
 from typing import Any
 
+import transformers
 from torch import nn
+from transformers import AutoModelForCausalLM, GenerationMixin
 
 from cc_model.data.columns import CONNECTION_ARGUMENTS
 from cc_model.patching.causal_lm import PatchedCausalLM
-from cc_model.patching.decoder import PatchedBody, PatchedFeedForward, PatchedLayer
+from cc_model.patching.decoder import (
+    PatchedAddend,
+    PatchedBody,
+    PatchedFeedForward,
+    PatchedFeedForwardAddend,
+    PatchedLayer,
+    PatchedSilentLayer,
+)
 
 _MIXINS: dict[str, type] = {
-    mixin.__name__: mixin for mixin in (PatchedBody, PatchedCausalLM, PatchedFeedForward, PatchedLayer)
+    mixin.__name__: mixin
+    for mixin in (
+        PatchedAddend,
+        PatchedBody,
+        PatchedCausalLM,
+        PatchedFeedForward,
+        PatchedFeedForwardAddend,
+        PatchedLayer,
+        PatchedSilentLayer,
+    )
 }
 _CACHE: dict[tuple[type, str], type] = {}
 
@@ -79,6 +97,28 @@ def _has_getstate(cls: type) -> bool:
 def _rebuild(stock: type, mixin: str) -> nn.Module:
     cls: Any = patched_class(stock, mixin)
     return cls.__new__(cls)
+
+
+def model_class(config: Any) -> Any:
+    """The stock class that a config names, or else the causal language model that transformers has for it.
+
+    `AutoModelForCausalLM` would load the text half of some models of several modalities.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for name in config.architectures or ():
+        named: Any = getattr(transformers, name, None)
+        generates = isinstance(named, type) and issubclass(named, GenerationMixin)
+        if generates and isinstance(config, named.config_class):
+            return named
+    mapping: Any = AutoModelForCausalLM._model_mapping
+    if type(config) not in mapping:
+        raise ValueError(
+            f"config: expected the config of a causal language model, got {type(config).__name__}, for which "
+            "AutoModelForCausalLM has none"
+        )
+    return mapping[type(config)]
 
 
 def swap_class(module: nn.Module, new: type) -> None:

@@ -1,23 +1,39 @@
-"""The behaviour mixed into the decoder: its body, its layers and their feed-forward blocks.
+"""The behaviour mixed into the decoder: its body, its layers, what they add to their stream, their feed-forward blocks.
 
-The body runs the call that the causal language model made. Each layer hands the running pass to its feed-forward
-block. The block captures or injects around its own `__call__`, so that a `forward` which another library puts on the
-instance does not switch the connection off.
+The body runs the call that the causal language model made. Each layer makes the running pass known to its addend, the
+module whose output it adds to its stream: the feed-forward block, or a norm after it. The addend captures or injects
+around its own `__call__`, so that a `forward` which another library puts on the instance does not switch the connection
+off.
 """
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from cc_kernels import gate_up_swiglu, swiglu
+from cc_kernels import gate_up_swiglu, geglu, swiglu
 from cc_model.compat import cache_of, with_cache
 from cc_model.data.columns import CONNECTION_ARGUMENTS
-from cc_model.fast_paths.few_tokens import streams_weights
-from cc_model.fast_paths.hooks import output_is_observed
+from cc_model.fast_paths.few_tokens import halves, streams_weights
+from cc_model.fast_paths.fused import GELU_TANH, SILU, FusedBlock
+from cc_model.forward.calls import PlainCall
 from cc_model.forward.passes import LayerSlot, active
+
+
+class _Beside(threading.local):
+    """The call and the pass on their way past a forward that drops unknown keyword arguments (`ModelSpec.hands_on`).
+
+    Each is taken once: by the body, and by every layer while the body runs.
+    """
+
+    def __init__(self) -> None:
+        self.call: Any = None
+        self.layer_pass: Any = None
+
+
+beside = _Beside()
 
 
 class PatchedBody:
@@ -25,14 +41,35 @@ class PatchedBody:
 
     cc_arguments: tuple[str, ...]
     cc_connection: Any
+    cc_hands_on: bool
 
     def forward(self, *args: Any, cc_call: Any = None, **kwargs: Any) -> Any:
         """The passes of `cc_call`; a direct call of the body is the stock forward, or an error where that misleads."""
         named = dict(zip(self.cc_arguments, args), **kwargs)
+        if cc_call is None and not self.cc_hands_on:
+            cc_call, beside.call = beside.call, None
         if cc_call is None:
             self._cc_refuse_silence(named)
             return super().forward(*args, **kwargs)  # type: ignore[misc]
-        return cc_call.run(self, super().forward, with_cache(named, cache_of(named)))  # type: ignore[misc]
+        named = with_cache(named, cache_of(named))
+        return_dict = named.pop("return_dict", None)
+        if type(cc_call) is not PlainCall:
+            named.pop("logits_to_keep", None)  # passes count their tokens from the first
+        output = cc_call.result(self, self.cc_stock, named)
+        as_tuple = not (self.config.return_dict if return_dict is None else return_dict)  # type: ignore[attr-defined]
+        return output.to_tuple() if as_tuple else output
+
+    def cc_stock(self, *args: Any, cc_pass: Any = None, **kwargs: Any) -> Any:
+        """The stock forward, with `cc_pass` for every layer; its output is never a tuple."""
+        if cc_pass is None:
+            return super().forward(*args, **kwargs, return_dict=True)  # type: ignore[misc]
+        if self.cc_hands_on:
+            return super().forward(*args, **kwargs, return_dict=True, cc_pass=cc_pass)  # type: ignore[misc]
+        previous, beside.layer_pass = beside.layer_pass, cc_pass
+        try:
+            return super().forward(*args, **kwargs, return_dict=True)  # type: ignore[misc]
+        finally:
+            beside.layer_pass = previous
 
     def _cc_refuse_silence(self, named: dict[str, Any]) -> None:
         bypassed = [name for name in CONNECTION_ARGUMENTS if named.get(name) is not None]
@@ -65,13 +102,22 @@ class PatchedLayer:
             active.layer_pass = previous
 
 
-class PatchedFeedForward:
-    """SwiGLU through `cc_kernels`, and the running pass applied to the result."""
+class PatchedSilentLayer(PatchedLayer):
+    """A layer whose body hands it no keyword arguments: the pass comes beside the call, and then travels as usual."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The layer with the body's pass among its keyword arguments, where gradient checkpointing keeps it."""
+        if beside.layer_pass is not None:
+            kwargs["cc_pass"] = beside.layer_pass
+        return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
+
+class PatchedAddend:
+    """What a layer adds to its stream: the running pass is applied to its output, the first of a tuple."""
 
     cc_slot: LayerSlot
-    cc_fused: tuple[str, str, str] | None  # names of the gate, up and down projections; None runs the stock forward
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The module's output, captured from or injected into when a pass is running."""
         block = super().__call__  # type: ignore[misc]
         layer_pass = getattr(active, "layer_pass", None)
@@ -80,29 +126,44 @@ class PatchedFeedForward:
         slot = self.cc_slot
         # Not in compiled layers: a graph of its own for the last of them, in each mode, exceeds the recompile limit.
         if not torch.compiler.is_compiling() and layer_pass.narrow and slot is layer_pass.slots[-1]:
-            return layer_pass.narrowed(slot, block, args[0] if args else kwargs["x"])
+            return layer_pass.narrowed(slot, block, args[0] if args else next(iter(kwargs.values())))
         output = block(*args, **kwargs)
-        return layer_pass.feed_forward(slot, output, owned=slot.injects and self._cc_owns_output())
+        if isinstance(output, tuple):  # experts return their router's scores, too
+            return (layer_pass.feed_forward(slot, output[0], self), *output[1:])
+        return layer_pass.feed_forward(slot, output, self)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """`down(silu(gate(x)) * up(x))`. Projections are called as modules: adapters and hooks stay in effect.
+    def _cc_owns_output(self) -> bool:
+        """Whether nobody else can hold the output, so that it may be written to."""
+        return False
+
+
+class PatchedFeedForward:
+    """A gated feed-forward block through `cc_kernels`."""
+
+    training: bool
+    cc_fused: FusedBlock | None  # None runs the stock forward
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """`down(act(gate(x)) * up(x))`. Projections are called as modules: adapters and hooks stay in effect.
 
         Only for a few tokens at inference, where nothing is attached to them, one kernel reads their weights itself.
         """
         if self.cc_fused is None:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
-        x = args[0] if args else kwargs["x"]
+        x = args[0] if args else next(iter(kwargs.values()))
         modules = self._modules  # type: ignore[attr-defined]
-        gate, up, down = [modules[name] if name in modules else getattr(self, name) for name in self.cc_fused]
-        if streams_weights(self, gate, up, x):
-            inner = gate_up_swiglu(x.reshape(-1, x.shape[-1]), gate.weight, up.weight)
+        fused = self.cc_fused
+        gate, down = modules[fused.gate], modules[fused.down]
+        up = modules[fused.up] if fused.up else None
+        inference = fused.activation == SILU and not (self.training or torch.is_grad_enabled())
+        if inference and streams_weights(gate, up, x):
+            inner = gate_up_swiglu(x.reshape(-1, x.shape[-1]), *halves(gate, up))
             return down(inner.view(*x.shape[:-1], inner.shape[-1]))
-        return down(swiglu(gate(x), up(x)))
+        gated, raised = (gate(x), up(x)) if up is not None else gate(x).chunk(2, dim=-1)
+        if fused.activation == SILU:
+            return down(swiglu(gated, raised))
+        return down(geglu(gated, raised, approximate="tanh" if fused.activation == GELU_TANH else "none"))
 
-    def _cc_owns_output(self) -> bool:
-        """Whether nobody else can hold the output: a forward hook or an adapter may have kept it."""
-        down = getattr(self, self.cc_fused[2]) if self.cc_fused is not None else None
-        if type(down) is not nn.Linear or "forward" in down.__dict__ or "forward" in self.__dict__:
-            return False
-        # A hook on the backward makes the output a view, which autograd does not let anyone write to.
-        return not (output_is_observed(self) or output_is_observed(down))  # type: ignore[arg-type]
+
+class PatchedFeedForwardAddend(PatchedAddend, PatchedFeedForward):
+    """A feed-forward block that the layer adds itself, which most architectures do."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,11 +14,11 @@ from cc_model.config import CCConfig
 from cc_model.connection.adapters import wrap_decision_maker
 from cc_model.connection.state import CrossLingualConnection
 from cc_model.distributed import refuse_fsdp
-from cc_model.fast_paths.fused import is_liger_swiglu
+from cc_model.fast_paths.fused import fused_block
 from cc_model.forward.passes import LayerSlot
 from cc_model.patching.classes import is_patched, patched_class, swap_class
 from cc_model.saving import IGNORED_AT_INFERENCE
-from cc_model.specs import ModelSpec, layers_of, spec_of
+from cc_model.specs import ModelSpec, addend_of, block_of, body_of, layers_of, spec_of, unwrap
 
 logger = logging.getLogger("cc_model")
 
@@ -66,7 +66,7 @@ def patch_model(model: nn.Module, config: CCConfig | None = None) -> nn.Module:
       a module was replaced, wrapped or bypassed after `patch_model`, so that nothing would be connected.
 
     Args:
-        model: a Llama, Qwen2, Qwen3 or Mistral causal language model, also inside a PEFT model.
+        model: a causal language model of a family in docs/models.md, also inside a PEFT model.
         config: options; None for the published recipe.
 
     Returns:
@@ -97,19 +97,24 @@ def patch_model(model: nn.Module, config: CCConfig | None = None) -> nn.Module:
     refuse_fsdp(model, "patch_model")
     spec = spec_of(inner)
     config = config or CCConfig()
-    blocks = list(_feed_forwards(inner, spec))
-    if config.inject_layer >= len(blocks):
-        raise ValueError(f"inject_layer: expected a layer below {len(blocks)}, got {config.inject_layer}")
-    connection = _new_connection(inner, config, len(blocks))
+    parts = list(_parts(inner, spec))
+    if config.inject_layer >= len(parts):
+        raise ValueError(f"inject_layer: expected a layer below {len(parts)}, got {config.inject_layer}")
+    connection = _new_connection(inner, config, len(parts))
     # Everything has been checked; nothing below fails.
-    for index, (layer, block) in enumerate(blocks):
-        block.cc_slot = LayerSlot(index, injects=index == config.inject_layer)  # type: ignore[assignment]
-        block.cc_fused = None if fallback_reason(block, spec) else (spec.gate, spec.up, spec.down)  # type: ignore[assignment]
-        swap_class(block, patched_class(type(block), "PatchedFeedForward"))
-        swap_class(layer, patched_class(type(layer), "PatchedLayer"))
-    body = getattr(inner, spec.body)
+    for index, (layer, block, addend) in enumerate(parts):
+        addend.cc_slot = LayerSlot(index, injects=index == config.inject_layer)  # type: ignore[assignment]
+        block.cc_fused = fused_block(block, spec)  # type: ignore[assignment]
+        if addend is block:
+            swap_class(block, patched_class(type(block), "PatchedFeedForwardAddend"))
+        else:
+            swap_class(block, patched_class(type(block), "PatchedFeedForward"))
+            swap_class(addend, patched_class(type(addend), "PatchedAddend"))
+        swap_class(layer, patched_class(type(layer), "PatchedLayer" if spec.hands_on else "PatchedSilentLayer"))
+    body = body_of(inner)
     swap_class(body, patched_class(type(body), "PatchedBody"))
     body.__dict__["cc_connection"] = connection  # a reference, not a submodule: its parameters belong to the model
+    inner.cc_hands_on = body.cc_hands_on = spec.hands_on  # type: ignore[assignment]
     if not is_patched(inner):
         swap_class(inner, patched_class(type(inner), "PatchedCausalLM"))
     inner.cc = connection
@@ -153,14 +158,14 @@ def unpatch_model(model: nn.Module) -> nn.Module:
     refuse_fsdp(model, "unpatch_model")
     spec = spec_of(inner)
     for layer in layers_of(inner):
-        block = getattr(layer, spec.mlp)
-        if is_patched(block):
-            del block.cc_slot, block.cc_fused
-            swap_class(block, type(block).cc_stock_class)
-        if is_patched(layer):
-            swap_class(layer, type(layer).cc_stock_class)  # type: ignore[attr-defined]
-    body = getattr(inner, spec.body)
-    del body.__dict__["cc_connection"]
+        parts: list[Any] = [addend_of(layer, spec), block_of(layer, spec), layer]
+        for module in parts:
+            if is_patched(module):
+                module.__dict__.pop("cc_slot", None)
+                module.__dict__.pop("cc_fused", None)
+                swap_class(module, type(module).cc_stock_class)
+    body = body_of(inner)
+    del body.__dict__["cc_connection"], body.__dict__["cc_hands_on"], inner.__dict__["cc_hands_on"]
     swap_class(body, type(body).cc_stock_class)
     swap_class(inner, type(inner).cc_stock_class)  # type: ignore[attr-defined]
     del inner.cc
@@ -172,40 +177,41 @@ def unpatch_model(model: nn.Module) -> nn.Module:
     return model
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The causal language model inside a PEFT model, else `model`."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch module, got {type(model).__name__}")
-    base = getattr(model, "get_base_model", None)
-    return base() if callable(base) else model
+def _parts(model: nn.Module, spec: ModelSpec) -> Iterator[tuple[nn.Module, nn.Module, nn.Module]]:
+    """Each decoder layer, its feed-forward block, and what it adds to its stream.
 
-
-def fallback_reason(block: nn.Module, spec: ModelSpec) -> str | None:
-    """Why a feed-forward block cannot run through `cc_kernels.swiglu`; None when it can."""
-    activation = getattr(block, spec.activation, None)
-    silu = isinstance(activation, nn.SiLU) or type(activation).__name__ in ("SiLUActivation", "SiLU")
-    if not silu and not is_liger_swiglu(block):
-        return f"activation {type(activation).__name__}, not SiLU"
-    missing = [name for name in (spec.gate, spec.up, spec.down) if not hasattr(block, name)]
-    return f"no projection named {missing[0]}" if missing else None
-
-
-def _feed_forwards(model: nn.Module, spec: ModelSpec) -> Iterator[tuple[nn.Module, nn.Module]]:
+    Raises:
+        ValueError: there is no layer, or one lacks a module that the spec names.
+    """
     layers = layers_of(model)
     if len(layers) == 0:
         raise ValueError("model: expected at least one decoder layer, got none")
     for index, layer in enumerate(layers):
-        block = getattr(layer, spec.mlp, None)
-        if not isinstance(block, nn.Module):
+        block, addend = _module(block_of, layer, spec), _module(addend_of, layer, spec)
+        if block is None:
             raise ValueError(f"model: layer {index} ({type(layer).__name__}) has no feed-forward block {spec.mlp!r}")
-        yield layer, block
+        if addend is None:
+            raise ValueError(
+                f"model: layer {index} ({type(layer).__name__}) has no {spec.addend[-1]!r}, whose output this "
+                f"architecture's layers add; its spec does not fit this version of transformers"
+            )
+        yield layer, block, addend
+
+
+def _module(find: Callable[[Any, ModelSpec], Any], layer: nn.Module, spec: ModelSpec) -> nn.Module | None:
+    try:
+        found = find(layer, spec)
+    except AttributeError:
+        return None
+    return found if isinstance(found, nn.Module) else None
 
 
 def _new_connection(model: Any, config: CCConfig, num_layers: int) -> CrossLingualConnection:
     weight = model.get_input_embeddings().weight
     device = weight.device if weight.device.type != "meta" else torch.device("cpu")
-    std = getattr(model.config, "initializer_range", 0.02)
-    return CrossLingualConnection(config, num_layers, model.config.hidden_size, std, device, model.dtype)
+    text_config = model.config.get_text_config(decoder=True)
+    std = getattr(text_config, "initializer_range", 0.02)
+    return CrossLingualConnection(config, num_layers, text_config.hidden_size, std, device, model.dtype)
 
 
 __all__ = ["patch_model", "unpatch_model"]

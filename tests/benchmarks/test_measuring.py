@@ -18,21 +18,23 @@ from benchmarks.baselines import make_modes, random_batch
 from benchmarks.baselines.base import Vanilla
 from benchmarks.baselines.hooks import Hooks
 from benchmarks.baselines.ours import Ours
+from benchmarks.measure import agreement
 from benchmarks.measure.counting import count_launches, count_ops
 from benchmarks.measure.flops import body_flops, capture_flops, head_flops, prefill_ratio, training_ratio
 from benchmarks.measure.interleaved import FEWEST_ROUNDS, rounds_of
 from benchmarks.measure.models import build
 from benchmarks.ops.cases import backward_only
 from benchmarks.profile import training as profile_training
+from benchmarks.show import profile_fusion as show_profile
 from cc_model import patch_model
 from cc_model.forward.bank import captured_bank
 
 CPU = torch.device("cpu")
-OPTIONAL = {"benchmarks.show.plots", "benchmarks.report"}  # need matplotlib
+OPTIONAL = {"benchmarks.show.figure"}  # needs matplotlib
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(benchmarks.__path__, "benchmarks.")
-    if "test_" not in module.name and not module.ispkg
+    if "test_" not in module.name and not module.ispkg and not module.name.endswith("__main__")
 ]
 
 
@@ -151,6 +153,34 @@ def test_modes_that_compute_something_else_or_fail_are_refused():
     assert "differs by" in found["broken"]["refused"]
     assert found["failing"]["refused"] == "RuntimeError: out of memory"
     assert found["hooks"]["ratio"]["samples"] == 3
+
+
+def test_what_is_timed_is_kept_before_it_is_counted(monkeypatch):
+    """A process that is stopped while it counts has not timed in vain."""
+    model = build("tiny", CPU, torch.float32, layers=2)
+    data = random_batch(2, 6, 3, 5, 2048, 2, CPU)
+    kept = []
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(profile_training, "_counted", stop)
+    modes = make_modes([Vanilla, Hooks], model)
+    with pytest.raises(KeyboardInterrupt):
+        profile_training.profile_training(modes, data, CPU, rounds=3, progress=lambda _: None, keep=kept.append)
+    assert kept[0]["modes"]["hooks"]["ratio"]["samples"] == 3
+    assert kept[0]["predicted"] > 1
+    record = {"arguments": {"model": "tiny", "dtype": "fp32"}, "facts": {"device": "a CPU"}, "train": kept[0]}
+    (table,) = show_profile.tables(record)
+    assert [row[-3:] for row in table.rows] == [["–"] * 3] * 2
+
+
+def test_agreement_is_one_table():
+    assert agreement.allowed("gradient", torch.bfloat16) > agreement.allowed("loss", torch.bfloat16)
+    with pytest.raises(ValueError, match="what: expected one of op, loss, gradient, logits, got 'tokens'"):
+        agreement.allowed("tokens", torch.float32)
+    nothing = torch.tensor([float("nan")])
+    assert agreement.difference("loss", nothing, torch.ones(1), torch.float32) is not None
 
 
 def test_unknown_optimizer():

@@ -8,10 +8,12 @@ import subprocess
 import pytest
 import torch
 
-from benchmarks import fit_matrix, gpu_profile, profile_fusion, train_run
+from benchmarks import fit_matrix, profile_fusion, train_run
 from benchmarks.baselines import MODES
 from benchmarks.baselines.interventions import NNsight
-from benchmarks.show.tables import failures
+from benchmarks.measure.sources import contents
+from benchmarks.show.profile_fusion import failures, plots, tables
+from benchmarks.show.terminal import show
 
 SMALL = ["--model", "tiny", "--layers", "2", "--prompt", "12", "--answer", "4"]
 PROFILE = [*SMALL, "--pivot", "8", "--batch", "2", "--rounds", "3", "--new-tokens", "3", "--lengths", "6,9"]
@@ -30,6 +32,7 @@ def test_profile(profile):
     record, folder = profile
     absent = [] if NNsight.available else ["train, nnsight: not installed"]
     assert failures(record) == absent
+    assert record["content"] == contents(["train", "infer", "static", "curve"])
     modes = {name: mode for name, mode in record["train"]["modes"].items() if "refused" not in mode}
     assert set(modes) == {kind.name for kind in MODES if kind.available and not kind.compiles}
     assert record["train"]["predicted"] > 1
@@ -51,17 +54,13 @@ def test_profile(profile):
 
 def test_tables_and_plots(profile, tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    from benchmarks.show.plots import plot_profile
-    from benchmarks.show.tables import profile_tables
-    from benchmarks.show.terminal import show
-
     record, _ = profile
-    assert len(list(profile_tables(record))) == 4
+    assert len(list(tables(record))) == 4
     show({**record, "static": {"error": "ValueError: nothing"}})
     printed = capsys.readouterr().out
     assert "training step" in printed
     assert "refused or failed: static: ValueError: nothing" in printed
-    made = plot_profile(record, tmp_path)
+    made = plots(record, tmp_path)
     assert [path.name for path in made] == ["throughput.png", "first_token.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in made)
 
@@ -145,39 +144,3 @@ def test_fit_matrix_refuses(arguments, message, capsys):
     with pytest.raises(SystemExit):
         fit_matrix.main(arguments)
     assert message in capsys.readouterr().err
-
-
-def test_gpu_profile_goes_on_after_a_part_that_failed(tmp_path, monkeypatch):
-    part = gpu_profile.Part
-    chosen = (
-        part("wrong", "benchmarks.missing", 60, ()),
-        part("slow", "benchmarks.train_run", -18, ()),
-        part("right", "benchmarks.train_run", 60, (*SMALL, "--steps", "3")),
-    )
-    monkeypatch.setattr(gpu_profile, "parts", lambda smoke: chosen)
-    assert gpu_profile.main(["--smoke", "--out", str(tmp_path), "--seconds", "400"]) == 1
-    record = json.loads((tmp_path / "gpu_profile.json").read_text())["parts"]
-    assert record["wrong"]["returncode"] == 1
-    assert record["slow"]["returncode"] is None
-    assert record["right"]["returncode"] == 0
-    assert json.loads((tmp_path / "right.json").read_text())["steps"] == 3
-
-
-def test_gpu_profile_leaves_out_what_there_is_no_time_for(tmp_path):
-    assert gpu_profile.main(["--smoke", "--out", str(tmp_path), "--seconds", "0"]) == 0
-    record = json.loads((tmp_path / "gpu_profile.json").read_text())["parts"]
-    assert set(record) == {part.name for part in gpu_profile.parts(smoke=True)}
-    assert all(part == {"left out": "no time left"} for part in record.values())
-
-
-def test_gpu_profile_commands_are_valid():
-    """What runs on a GPU is at least understood by the programs' own parsers."""
-    parsers = {"benchmarks.profile_fusion": profile_fusion.parser, "benchmarks.train_run": train_run.parser}
-    for part in (*gpu_profile.parts(False), *gpu_profile.parts(True)):
-        parsers[part.module]().parse_args(list(part.arguments))
-
-
-def test_gpu_profile_refuses(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        gpu_profile.main(["--smoke", "--out", str(tmp_path), "--only", "profile-2b"])
-    assert "--only: expected names of ['profile-tiny', 'train-run'], got ['profile-2b']" in capsys.readouterr().err

@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from benchmarks import report
-from benchmarks.show.tables import Table
+from benchmarks.show.kinds import KINDS
+from benchmarks.show.table import Table
 
 SPREAD = {"median": 2.0, "low": 1.0, "high": 3.0, "min": 1.0, "samples": 3}
 FACTS = {"device": "a CPU", "torch": "2.13", "triton": None, "transformers": "5.24", "commit": "abc1234567"}
@@ -74,21 +75,35 @@ FIT = {
         {"pairs": 10, "method": "stacking", "refused": "MemoryError"},
     ],
 }
-CHECK = {
-    "sections": {
-        "device": {"gpu": "a GPU", "torch": "2.11"},
-        "copy": 1e12,
-        "swiglu": [
-            {
-                "case": "swiglu 4x4",
-                "implementation": "cc_kernels",
-                "device_us": SPREAD,
-                "eager_us": SPREAD,
-                "share_of_copy": 0.5,
-            },
-            {"case": "swiglu 4x4", "implementation": "eager", "refused": "wrong"},
-        ],
-    }
+ROWS = [
+    {
+        "case": "swiglu 4x4",
+        "implementation": "cc_kernels",
+        "device_us": SPREAD,
+        "eager_us": SPREAD,
+        "share_of_copy": 0.5,
+    },
+    {"case": "swiglu 4x4", "implementation": "eager", "refused": "wrong"},
+    {"case": "swiglu 8x8", "implementation": "all", "left out": "no time left"},
+]
+OPS = {"kind": "ops", "facts": FACTS, "copy": 1e12, "ops": {"swiglu": ROWS, "add_rows": ROWS[2:]}}
+TESTED = {"returncode": 0, "passed": 7, "skipped": 1, "failures": []}
+CHECK = {"sections": {"device": {"gpu": "a GPU", "torch": "2.11"}, "tests": TESTED, "copy": 1e12, "swiglu": ROWS}}
+CALL = {"op": "swiglu", "implementation": "cc_kernels", "us": 9.5, "least_us": 9}
+FORWARD = {"layers": 32, "implementation": "cc_model", "us": 900.0, "us_per_layer_beyond_two_stock": 4.25}
+HOST = {"device": FACTS, "dry": True, "rows": [CALL, FORWARD]}
+TUNE = [
+    {"case": "swiglu 4x4", "knob": "swiglu_config", "candidate": {"block": size}, "us": {**SPREAD, "median": size / 64}}
+    for size in (256, 128)
+]
+STUDY = {
+    "kind": "experiment",
+    "facts": FACTS,
+    "config": "a.yaml",
+    "results": [
+        {"condition": "cc", "seed": seed, "modes": {"matrix": {"correct": answers}}}
+        for seed, answers in enumerate(("01", "11"))
+    ],
 }
 SUITES = {
     "machine_info": {},
@@ -102,12 +117,28 @@ SUITES = {
         }
     ],
 }
-PARTS = {
-    "kind": "gpu_profile",
-    "facts": FACTS,
-    "parts": {"a": {"returncode": 0, "seconds": 9.0}, "b": {"left out": "no time left"}},
+RUNS = {
+    "kind": "gpu",
+    "smoke": False,
+    "facts": {**FACTS, "committed": "2026-01-01"},
+    "jobs": {
+        "a": {"state": "done", "seconds": 9.0, "content": {"fit": "0"}, "record": FIT},
+        "b": {"state": "left out", "why": "no time left"},
+        "c": {"state": "failed", "seconds": 1.0, "why": "out of memory"},
+    },
 }
-RECORDS = {"profile": PROFILE, "run": TRAIN_RUN, "fit": FIT, "check": CHECK, "suites": SUITES, "parts": PARTS}
+RECORDS = {
+    "profile": PROFILE,
+    "run": TRAIN_RUN,
+    "fit": FIT,
+    "ops": OPS,
+    "check": CHECK,
+    "suites": SUITES,
+    "gpu": RUNS,
+    "host": HOST,
+    "tune": TUNE,
+    "study": STUDY,
+}
 
 
 @pytest.fixture
@@ -127,14 +158,24 @@ def test_every_kind_of_record(folder, tmp_path):
     assert "## other" not in page
     assert "| ours | 2000.00 (1000.00–3000.00) |" in page
     assert "| published | refused |" in page
+    assert "## gpu/a\n" in page
+    assert "## check/tests\n" in page
     assert "- refused or failed: static: RuntimeError: broken" in page
     assert "- refused or failed: train, published: OutOfMemoryError: too large" in page
     assert "| 10 | 1.00 | 1.0 | – | – | – |" in page
-    assert "| swiglu 4x4 | cc_kernels | 2.00 | 50% | – | 2.0 |" in page
+    assert page.count("| swiglu 4x4 | 2.0 (50%) | refused |") == 2
+    assert "- refused or failed: swiglu 4x4, eager: wrong" in page
+    assert "- refused or failed: swiglu 8x8, all: no time left" in page
+    assert "| 7 | 0 | 0 | 1 | all ran |" in page
+    assert "| swiglu | 9.5 |" in page
+    assert "| 32 | 4.2 |" in page
+    assert "| swiglu_config | swiglu 4x4 | 4.00 | 2.00 | block 128 |" in page
+    assert "| cc | 75.0 % | 2 |" in page
+    assert "- refused or failed: job c: failed, out of memory" in page
     assert "| eager | 1.0 (1.0–2.0) | 1.0 | 25% |" in page
-    assert "| b | no time left | 0 |" in page
+    assert "| b | left out | – | no time left |" in page
     plots = [line.split("(")[1].rstrip(")") for line in page.splitlines() if line.startswith("![")]
-    assert len(plots) == 4
+    assert len(plots) == 5  # two of a profile, one of a run, two of fits
     assert all((out / plot).read_bytes().startswith(b"\x89PNG") for plot in plots)
 
 
@@ -151,8 +192,17 @@ def test_comparison_of_two_commits(tmp_path):
     assert report.main([files[0], "--against", files[1], "--out", str(out)]) == 0
     comparison = (out / "report.md").read_text().split("## Comparison")[1]
     assert "commit abc1234567" in comparison
-    assert "| tiny, fp32, a CPU, train, ours, seconds | 2 | 1 | 0.500 |" in comparison
+    assert "| a CPU, fp32: tiny, train 2 x 8, pivot 6, ours, seconds | 2 | 1 | 0.500 |" in comparison
     assert "infer" not in comparison
+
+
+def test_every_kind_gives_numbers_with_names_of_their_own(folder):
+    records = report.read_all([folder])
+    assert {record["kind"] for record in records.values()} == set(KINDS)
+    for name, record in records.items():
+        names = [number.name for number in KINDS[record["kind"]].numbers(record)]
+        assert names, name
+        assert len(set(names)) == len(names), name
 
 
 def test_rows_are_as_long_as_their_header():
@@ -164,7 +214,7 @@ def test_two_files_of_one_name(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(json.dumps(TRAIN_RUN))
-    assert list(report.read([tmp_path / "a", tmp_path / "b"])) == ["run", "run-2"]
+    assert list(report.read_all([tmp_path / "a", tmp_path / "b"])) == ["run", "run-2"]
 
 
 @pytest.mark.parametrize(
@@ -187,4 +237,4 @@ def test_what_is_no_record_is_refused(tmp_path, name, content, message, capsys):
 
 def test_a_folder_without_records_is_refused(tmp_path):
     with pytest.raises(ValueError, match="results: found no record in"):
-        report.read([tmp_path])
+        report.read_all([tmp_path])

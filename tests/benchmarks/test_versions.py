@@ -11,8 +11,8 @@ import pytest
 import torch
 import transformers
 
-from benchmarks.document import tables_of
 from benchmarks.measure.versions import SAME, add_run
+from benchmarks.show.kinds import kind_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +32,8 @@ def test_a_run_replaces_the_one_that_it_repeats(tmp_path):
     ]
     assert runs[1]["torch"] == torch.__version__
     assert runs[1]["transformers"] == transformers.__version__
-    (table,) = tables_of({"kind": "versions", "runs": runs})
+    record = {"kind": "versions", "runs": runs}
+    (table,) = kind_of(record).tables(record)
     assert [row[0] for row in table.rows] == ["9.0", torch.__version__, torch.__version__]
 
 

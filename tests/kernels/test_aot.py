@@ -26,10 +26,12 @@ KERNELS = {
     "gate_up_swiglu": {"gate_up_swiglu_fwd_kernel"},
     "connect": {
         "partial_logits_fwd_kernel",
+        "partial_logits_per_layer_fwd_kernel",
         "choose_fwd_kernel",
         "mix_bwd_kernel",
-        "decision_bwd_kernel",
-        "weight_bwd_kernel",
+        "logits_bwd_kernel",
+        "columns_bwd_kernel",
+        "bank_rows_bwd_kernel",
     },
 }
 DOTS = ("transform_rows", "gate_up_swiglu")

@@ -4,6 +4,8 @@ from decision_inputs import SHAPES, composition, folded, inputs
 from kernel_harness import (
     BACKEND,
     DTYPES,
+    HAS_TRITON,
+    INTERPRETED,
     assert_close,
     check_compiled,
     check_op,
@@ -13,7 +15,7 @@ from kernel_harness import (
 )
 
 from cc_kernels import connect, reference, use_backend
-from cc_kernels.launch import record_launches
+from cc_kernels.launch import H100, record_launches
 from cc_kernels.ops.decision import config as decision_config
 
 HARD = pytest.mark.parametrize("hard", [True, False], ids=["hard", "soft"])
@@ -155,12 +157,29 @@ def test_expanded(hard):
 
 @HARD
 def test_programs_of_several_blocks(hard, monkeypatch):
-    monkeypatch.setattr(decision_config, "ENOUGH_PROGRAMS", 2)  # few rows then get 8 blocks per program
-    decision_config.bank_config.cache_clear()
+    monkeypatch.setattr(decision_config, "TYPICAL_ROWS", 4096)  # programs then get several blocks each
+    monkeypatch.setattr(decision_config, "TILE", 512)
+    caches = (decision_config.mix_config, decision_config.output_config)
+    for cached in caches:
+        cached.cache_clear()
     try:
+        assert decision_config.output_config(70, 400, 1, False, H100).steps > 1
+        assert decision_config.mix_config(70, 400, 4, H100).steps > 1
         check_op(with_options(hard), inputs(70, 2, 400))
     finally:
-        decision_config.bank_config.cache_clear()
+        for cached in caches:
+            cached.cache_clear()
+
+
+@HARD
+@pytest.mark.parametrize("shared", [False, True])
+def test_more_rows_than_every_program_repeats(shared, hard):
+    """The gradient of the logits is then a launch of its own."""
+    count = decision_config.MOST_REPEATED_ROWS + 9
+    rows = torch.arange(count, device=randn(1).device) % 7 - 1 if shared else None
+    bank, embeds, weight, noise = inputs(3, count, 40)
+    bank = bank.detach()[:, :6].contiguous().requires_grad_() if shared else bank
+    check_op(lambda *x: connect(*x, 0.7, hard, rows=rows), (bank, embeds, weight, noise))
 
 
 @HARD
@@ -213,7 +232,31 @@ def test_numbers_of_launches():
         decision_forward.forward(bank, embeds, weight, noise, 1.0, True, None, True)
     with record_launches(warp_size=32) as backward:
         decision_backward.backward(embeds, None, bank, weight, noise, noise, embeds, 1.0, True, True)
-    assert (len(forward), len(backward)) == (2, 3)
+    assert (len(forward), len(backward)) == (2, 2)
+
+
+@pytest.mark.skipif(INTERPRETED or not HAS_TRITON, reason="asks what Triton would compile")
+@pytest.mark.parametrize(("options", "most"), [({}, 6), ({"want_bank": True}, 6), ({"shared": True}, 6)], ids=str)
+def test_batches_of_all_sizes_share_six_variants(options, most):
+    """`connect` with its backward, K = 1 … 64 at d = 4096: a batch of a new size must not stall training."""
+    from cc_kernels.aot.compiling import specialize
+    from cc_kernels.ops.decision.backward import backward
+    from cc_kernels.ops.decision.forward import forward
+
+    def empty(*shape, dtype=torch.bfloat16):
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    variants = set()
+    for count in range(1, 65):
+        rows = empty(count, dtype=torch.int64) if options.get("shared") else None
+        bank, embeds, weight = empty(32, count, 4096), empty(count, 4096), empty(32, 4096)
+        noise, vector = empty(count, 32, dtype=torch.float32), empty(count, 4096, dtype=torch.float32)
+        with record_launches(warp_size=32) as launches:
+            forward(bank, embeds, weight, noise, 1.0, True, None, True, rows)
+            saved = (bank, weight, noise, noise, vector)
+            backward(embeds, None, *saved, 1.0, options.get("want_bank", False), True, rows)
+        variants |= {(launch.kernel.fn.__name__, repr(specialize(launch))) for launch in launches}
+    assert len(variants) <= most
 
 
 def test_forward_is_deterministic():

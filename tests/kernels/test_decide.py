@@ -5,15 +5,15 @@ from kernel_harness import BACKEND, DTYPES, check_compiled, check_op, layouts, n
 
 from cc_kernels import connect, decide, reference, use_backend
 from cc_kernels.aot.shapes import LARGEST, MODELS
-from cc_kernels.launch import power_of_two, record_launches
+from cc_kernels.launch import Gpu, power_of_two, record_launches
 from cc_kernels.ops.decision.config import (
-    MOST_ELEMENTS,
+    BANK_BYTES,
     TILE,
     TILE_BYTES,
     bank_config,
+    columns_config,
     mix_config,
     output_config,
-    weight_config,
 )
 
 HARD = pytest.mark.parametrize("hard", [True, False], ids=["hard", "soft"])
@@ -105,31 +105,35 @@ def test_numbers_of_launches():
     assert (len(forward), len(backward)) == (2, 1)
 
 
-@pytest.mark.parametrize("warp_size", [32, 64])
+@pytest.mark.parametrize("gpu", [Gpu(32, 108), Gpu(32, 132), Gpu(32, 148, 54 * 1024), Gpu(64, 304, 18 * 1024)])
 @pytest.mark.parametrize("element_size", [2, 4, 8])
 @pytest.mark.parametrize("rows", [1, 16, 1000])
 @pytest.mark.parametrize("model", [*MODELS, LARGEST], ids=lambda model: model.name)
-def test_configuration(model, rows, element_size, warp_size):
+def test_configuration(model, rows, element_size, gpu):
     layers, width = model.layers, model.hidden
-    bank = bank_config(layers, rows, width, element_size, warp_size)
+    bank = bank_config(layers, rows, width, element_size, gpu)
     assert bank.width_blocks * bank.block_width >= width
-    assert bank.width_blocks < 256
-    tile = bank.block_layers * bank.block_rows * bank.block_width
-    assert tile <= MOST_ELEMENTS
-    assert tile * element_size <= TILE_BYTES
-    mix = mix_config(layers, rows, width, element_size, warp_size)
+    assert bank.width_blocks < 2 * gpu.processors
+    tile = bank.block_layers * bank.block_rows * bank.block_width * element_size
+    assert tile <= (TILE_BYTES if bank.block_layers >= layers else BANK_BYTES)
+    if bank.block_layers < layers and rows > 4:  # what a processor needs in flight, in shared memory of 64 KB
+        assert min(gpu.in_flight, layers * bank.block_rows * bank.block_width * element_size // 2) <= (
+            tile * (bank.stages - 1)
+        )
+        assert tile * (bank.stages - 1) <= 64 * 1024
+    mix = mix_config(layers, width, element_size, gpu)
     assert mix.parts * mix.steps * mix.block_width >= width
     assert mix.block_layers * mix.block_width * element_size <= TILE_BYTES
     for parts in (bank.width_blocks, mix.parts):
         for select in (True, False):
-            output = output_config(layers, rows, width, parts, select, warp_size)
+            output = output_config(layers, width, parts, select, gpu)
             assert output.width_blocks * output.block_width * output.steps >= width
             assert layers <= output.block_layers < 2 * layers
             assert output.block_layers * output.block_partials <= TILE
-    counts = {"width_blocks", "parts"}
-    for config in (bank, mix, output, weight_config(layers, width, warp_size)):
+    counts = {"width_blocks", "parts", "stages"}
+    for config in (bank, mix, output, columns_config(layers, width, gpu)):
         assert all(value == power_of_two(value) for name, value in vars(config).items() if name not in counts)
-        assert 32 <= config.num_warps * warp_size <= 256
+        assert 32 <= config.num_warps * gpu.warp_size <= 256
 
 
 V, E, W, G = torch.zeros(3, 2, 4), torch.zeros(2, 4), torch.zeros(3, 4), torch.zeros(2, 3)

@@ -10,7 +10,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "kernels.md"
 
 
 def test_table_of_the_document_is_the_generated_one():
-    assert floors.table() in DOCUMENT.read_text(encoding="utf-8"), "run python -m cc_kernels.aot.floors"
+    assert floors.table() in DOCUMENT.read_text(encoding="utf-8"), "run python -m benchmarks.document"
 
 
 def test_bytes_by_hand():

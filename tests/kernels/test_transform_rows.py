@@ -1,13 +1,11 @@
-from importlib import import_module
-
 import pytest
 import torch
 from kernel_harness import BACKEND, DEVICE, DOT_DTYPES, check_compiled, check_op, index, layouts, needs_triton, randn
 
 from cc_kernels import transform_rows, use_backend
 from cc_kernels.launch import record_launches
+from cc_kernels.ops import transform_rows as module
 
-module = import_module("cc_kernels.ops.transform_rows")  # the package attribute of that name is the function
 SHAPES = [(3, 7), (0, 5), (2, 0), (1, 130), (17, 66), (65, 33)]
 
 

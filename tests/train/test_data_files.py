@@ -91,9 +91,9 @@ def test_command_line_options_and_errors(tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("module", ["cldr", "facts", "questions", "tokenizer"])
+@pytest.mark.parametrize("module", ["data.cldr", "data.facts", "data.questions", "data.sources", "common.tokenizer"])
 def test_docstring_examples(module):
-    result = doctest.testmod(importlib.import_module(f"train.data.{module}"), optionflags=doctest.NORMALIZE_WHITESPACE)
+    result = doctest.testmod(importlib.import_module(f"train.{module}"), optionflags=doctest.NORMALIZE_WHITESPACE)
     assert result.attempted > 0
     assert result.failed == 0
 

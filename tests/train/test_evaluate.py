@@ -16,14 +16,14 @@ from rich.console import Console
 from cc_model import connection_disabled
 from train.common.answers import generate_answers
 from train.common.models import load_trained
-from train.evaluate import EvaluateArguments, main, run_evaluate
+from train.evaluate import EvaluateArguments, chosen_modes, main, run_evaluate
 from train.evaluation.benchmarks import BENCHMARKS, languages_of, prompts
 from train.evaluation.runs import Runs
 from train.evaluation.scorers import exact_match, f1, rouge_l
 from train.evaluation.summary import summarise
 
 SAMPLE = Path(__file__).parents[3] / "shared" / "eval_sample"
-MODES = ("vanilla", "connected")
+MODES = ("off", "matrix")
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_choices_are_scored_after_the_trained_prompt(whole, root):
                     batch = collator([{"instruction": row["prompt"], "output": choice}])
                     labels = batch.pop("labels")[0]
                     inputs = {"input_ids": batch["input_ids"], "connection_index": batch["connection_index"]}
-                    if mode == "connected":
+                    if mode == "matrix":
                         logits = model(**inputs).logits[0]
                     else:
                         with connection_disabled(model):
@@ -100,10 +100,10 @@ def test_answers_are_generated_as_by_train_generate(whole, root, task):
     model, collator = load_trained(str(root / "model"), "cpu")
     rows = made_rows(benchmark, language, 3)
     asked = [{"instruction": row["prompt"]} for row in rows]
-    answers = {"connected": generate_answers(model, collator, asked, max_new_tokens=6, progress=False)}
+    answers = {"matrix": generate_answers(model, collator, asked, max_new_tokens=6, progress=False)}
     with connection_disabled(model):
-        answers["vanilla"] = generate_answers(model, collator, asked, max_new_tokens=6, progress=False)
-    assert answers["vanilla"] != answers["connected"]
+        answers["off"] = generate_answers(model, collator, asked, max_new_tokens=6, progress=False)
+    assert answers["off"] != answers["matrix"]
     for mode in MODES:
         for found, text, row in zip(result(out, benchmark, language, mode)["results"], answers[mode], rows):
             assert found["answer"] == text.split("\n")[0].strip()
@@ -125,16 +125,18 @@ def test_summary_is_what_the_rows_say(whole):
                 for mode in MODES
             }
             assert all(line[mode][metric] == pytest.approx(100 * scores[mode], abs=1e-3) for mode in MODES)
-            middle, low, high = line["difference"]
+            middle, low, high = line["differences"]["off"]
             assert low <= middle <= high
-            assert middle == pytest.approx(100 * (scores["connected"] - scores["vanilla"]), abs=1e-3)
-        assert mean["difference"][0] == pytest.approx(np.mean([line["difference"][0] for line in lines]), abs=1e-3)
-        middle, low, high = (round(value, 1) + 0.0 for value in mean["difference"])
+            assert middle == pytest.approx(100 * (scores["matrix"] - scores["off"]), abs=1e-3)
+        assert mean["differences"]["off"][0] == pytest.approx(
+            np.mean([line["differences"]["off"][0] for line in lines]), abs=1e-3
+        )
+        middle, low, high = (round(value, 1) + 0.0 for value in mean["differences"]["off"])
         text = f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
         assert text in shown
         assert text in (out / "results.md").read_text()
     assert [line["constant"] for line in results["benchmarks"]["xstorycloze"]["lines"]] == pytest.approx([200 / 3] * 11)
-    assert any(line["difference"][0] != 0 for part in results["benchmarks"].values() for line in part["lines"])
+    assert any(line["differences"]["off"][0] != 0 for part in results["benchmarks"].values() for line in part["lines"])
     with Image.open(out / "differences.png") as image:
         assert image.width > 1500
 
@@ -153,7 +155,7 @@ def test_translations_are_redrawn_together():
             for language in languages_of("mkqa")
         ]
         *lines, mean = summarise(given)["mkqa"]["lines"]
-        return lines[0]["difference"], mean["difference"]
+        return lines[0]["differences"]["off"], mean["differences"]["off"]
 
     one, together = mean_interval(lambda number, language: str(number))
     assert together == pytest.approx(one)
@@ -189,15 +191,15 @@ def test_a_killed_run_goes_on_where_it_was(root, tmp_path, monkeypatch):
 
 
 def test_results_of_other_settings_are_not_mixed(root, tmp_path):
-    chosen = {"benchmarks": "xnli", "languages": "zh", "mode": "vanilla"}
+    chosen = {"benchmarks": "xnli", "languages": "zh", "mode": "off"}
     run_evaluate(options(root, tmp_path, limit=1, **chosen))
-    with pytest.raises(ValueError, match=r"out: .*zh.vanilla.json was made with rows="):
+    with pytest.raises(ValueError, match=r"out: .*zh.off.json was made with rows="):
         run_evaluate(options(root, tmp_path, limit=2, **chosen))
     with pytest.raises(ValueError, match="was made with dtype='auto', now it is 'bfloat16'"):
         run_evaluate(options(root, tmp_path, limit=1, dtype="bfloat16", **chosen))
     summary = run_evaluate(options(root, tmp_path, limit=2, overwrite=True, **chosen))
     (line,) = summary["xnli"]["lines"]
-    assert (line["rows"], set(line)) == (2, {"language", "rows", "constant", "vanilla"})
+    assert (line["rows"], set(line)) == (2, {"language", "rows", "constant", "off"})
     assert not (tmp_path / "differences.png").exists()  # nothing to compare
 
 
@@ -215,6 +217,63 @@ def test_baseline_and_unpatched_models(root, tmp_path, capsys):
     assert logprobs[0] == pytest.approx(logprobs[1], abs=1e-3)
 
 
+def test_three_modes_side_by_side(root, tmp_path):
+    """The same weights without the connection, and another model that never had one."""
+    other = str(write_model(tmp_path / "vanilla", patched=False, seed=5))
+    chosen = {"benchmarks": "mmmlu,mkqa", "languages": "ko", "mode": "matrix,off,vanilla", "baseline": other}
+    summary = run_evaluate(options(root, tmp_path / "out", **chosen))
+    (line,) = summary["mmmlu"]["lines"]
+    assert set(line) == {"language", "rows", "constant", "vanilla", "off", "matrix", "differences"}
+    for mode in ("vanilla", "off"):
+        assert line["differences"][mode][0] == pytest.approx(line["matrix"]["acc"] - line[mode]["acc"], abs=1e-3)
+    table = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
+    names = [
+        "language",
+        "rows",
+        "constant",
+        "vanilla",
+        "off",
+        "matrix",
+        "matrix − vanilla [95 %]",
+        "matrix − off [95 %]",
+    ]
+    assert f"| {' | '.join(names)} |" in table
+    with Image.open(tmp_path / "out" / "differences.png") as image:
+        assert image.width > 300
+
+
+@pytest.mark.parametrize(
+    ("mode", "baseline", "modes", "told"),
+    [
+        (None, False, ["off", "matrix"], []),
+        (None, True, ["vanilla", "matrix"], []),
+        ("vanilla,connected", False, ["off", "matrix"], ["vanilla is now off", "connected is now matrix"]),
+        ("connected", False, ["matrix"], ["connected is now matrix"]),
+        ("vanilla", False, ["off"], ["vanilla is now off"]),
+        ("vanilla,connected", True, ["vanilla", "matrix"], ["connected is now matrix"]),
+        ("matrix, off", True, ["off", "matrix"], []),
+    ],
+)
+def test_names_of_an_earlier_version(root, mode, baseline, modes, told):
+    console = Console(record=True, width=80)
+    given = options(root, root / "unused", mode=mode, baseline="somewhere" if baseline else None)
+    assert chosen_modes(given, console) == modes
+    shown = console.export_text()
+    assert all(f"--mode {part}: " in shown for part in told)
+    assert shown.count("is now") == len(told)
+
+
+def test_a_model_without_a_connection_is_vanilla(tmp_path):
+    plain = write_model(tmp_path / "plain", patched=False)
+    console = Console(record=True, width=80)
+    assert chosen_modes(EvaluateArguments(str(plain)), console) == ["vanilla"]
+    for mode in ("off", "matrix", "vanilla,connected"):
+        with pytest.raises(
+            ValueError, match=r"mode: .*plain was trained with --method vanilla, it answers in the mode va"
+        ):
+            chosen_modes(EvaluateArguments(str(plain), mode=mode), console)
+
+
 def test_command_line(root, tmp_path, capsys):
     config = tmp_path / "evaluate.yaml"
     config.write_text(f"model: {root / 'model'}\ndata: {root / 'data'}\nbenchmarks: xlsum\nlanguages: fr\n")
@@ -228,8 +287,8 @@ def test_command_line(root, tmp_path, capsys):
         ({"model": ""}, "model: expected --model"),
         ({"model": "nowhere"}, "model: expected the output folder of train.sft"),
         ({"model": "{bare}"}, "connection: expected a patched model with a Transform Matrix"),
-        ({"mode": "english"}, "mode: expected some of vanilla, connected, got 'english'"),
-        ({"mode": ""}, "mode: expected some of vanilla, connected, got ''"),
+        ({"mode": "english"}, "mode: expected some of vanilla, off, matrix, got 'english'"),
+        ({"mode": ""}, "mode: expected some of vanilla, off, matrix, got ''"),
         ({"benchmarks": "xnli,glue"}, "benchmarks: expected some of xnli, .*, got 'glue'"),
         ({"benchmarks": "xnli", "languages": "ja"}, "languages: expected some of ar, .*, got 'ja'"),
         ({"data": "nowhere"}, "data: expected a file xnli.jsonl in 'nowhere', found none"),
@@ -252,7 +311,7 @@ def test_real_rows(tmp_path):
     summary = run_evaluate(
         EvaluateArguments(
             str(write_model(tmp_path / "model")),
-            **{"data": str(SAMPLE), "out": str(tmp_path / "out"), "mode": "connected"},
+            **{"data": str(SAMPLE), "out": str(tmp_path / "out"), "mode": "matrix"},
             **{"max_length": 96, "max_new_tokens": 2, "batch_size": 64},
         )
     )

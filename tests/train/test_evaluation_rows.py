@@ -115,8 +115,8 @@ def test_hub_errors(monkeypatch):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "expected a JSON object in xnli.jsonl, line 2, got '{'"),
-        ("[1]", r"expected a JSON object in xnli.jsonl, line 2, got '\[1\]'"),
+        ("{", r"expected one JSON object per line, line 2 of .*xnli.jsonl is not: '\{'"),
+        ("[1]", r"expected one JSON object per line, line 2 of .*xnli.jsonl is '\[1\]'"),
         (json.dumps({**ROW, "prompt": ""}), "expected text in field 'prompt' of xnli.jsonl, line 2, got ''"),
         (json.dumps({**ROW, "language": None}), "expected text in field 'language' of xnli.jsonl, line 2, got None"),
         (json.dumps({**ROW, "id": None}), "expected a number or text in field 'id' of xnli.jsonl, line 2, got None"),
@@ -129,6 +129,24 @@ def test_bad_lines(tmp_path, line, message):
     (tmp_path / "xnli.jsonl").write_text(f"{json.dumps(ROW)}\n{line}\n")
     with pytest.raises(ValueError, match=f"data: .*{message}"):
         local_rows("xnli", "zh", str(tmp_path))
+
+
+@pytest.mark.parametrize("field", ["prompt", "id", "answer"])
+def test_half_a_character(tmp_path, field):
+    (tmp_path / "mkqa.jsonl").write_text(f"{json.dumps(ROW)}\n{json.dumps({**ROW, field: chr(0xD800)})}\n")
+    with pytest.raises(ValueError, match=f"data: field '{field}' of mkqa.jsonl, line 2 must be valid Unicode text"):
+        local_rows("mkqa", "zh", str(tmp_path))
+
+
+def test_local_files_in_every_spelling(tmp_path):
+    """Line separators inside texts, a byte order mark, an array: as train.common.files reads them."""
+    rows = [{**ROW, "id": number, "prompt": "a\u2028b\x85c"} for number in range(2)]
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    for number, content in enumerate((lines, "\ufeff" + lines, json.dumps(rows, indent=1))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "xnli.jsonl").write_text(content, encoding="utf-8")
+        assert local_rows("xnli", "zh", str(folder)) == rows
 
 
 def test_missing_languages_and_wrong_choices(tmp_path):

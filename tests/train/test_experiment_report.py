@@ -24,7 +24,7 @@ def made_up(gains):
     common |= {"seconds": {"train": 1.0, "evaluate": 1.0}, "device": "cpu"}
     results = []
     for seed in range(3):
-        results.append({"condition": "vanilla", "seed": seed, "modes": {"plain": mode(40)}, **common})
+        results.append({"condition": "vanilla", "seed": seed, "modes": {"vanilla": mode(40)}, **common})
         for name, gain in gains.items():
             modes = {"matrix": mode(40 + gain[seed]), "english": mode(90), "off": mode(30)}
             modes["matrix"]["nll"] = [0.9 if name == "half" else 1.0 + 0.1 * seed] * 100
@@ -39,20 +39,20 @@ def test_words_follow_the_numbers():
     report = "\n".join(render(settings, made_up(gains)))
     assert "By accuracy, clearly better than vanilla: ramp; worse: cc." in report
     assert "By the likelihood of the right answers, clearly better than vanilla: half; worse: none." in report
-    assert "**ramp**, answering with the matrix, against vanilla: +10.0 ± 2.5 points: clearly higher" in report
-    assert "**half**, answering with the matrix, against vanilla: +0.0 ± 24.8 points: no clear difference" in report
-    assert "ramp against the published recipe (cc), both with the matrix: +20.0 ± 5.0 points: clearly higher" in report
+    assert "**ramp**: *matrix* against *vanilla*: +10.0 ± 2.5 points: clearly higher" in report
+    assert "**half**: *matrix* against *vanilla*: +0.0 ± 24.8 points: no clear difference" in report
+    assert "ramp against the published recipe (cc), both *matrix*: +20.0 ± 5.0 points: clearly higher" in report
     assert "not run" not in report
 
 
 def test_estimates():
     found = estimate([1.0, 3.0])
     assert found.mean == 2.0
-    assert found.half == pytest.approx(12.706)  # t of one degree of freedom, times s/√n = 1
+    assert found.half == pytest.approx(12.7062047)  # t of one degree of freedom, times s/√n = 1
     assert estimate([5.0]).half is None
     assert not estimate([5.0]).clear
     assert difference({0: 1.0}, {1: 1.0}) is None
-    with pytest.raises(ValueError, match="values: expected at least one seed"):
+    with pytest.raises(ValueError, match="values: expected at least one, got none"):
         estimate([])
 
 

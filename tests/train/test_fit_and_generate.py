@@ -75,19 +75,19 @@ def test_fit_in_place_per_layer_and_affine(fitted, tmp_path):
 
 def test_generate_side_by_side(fitted, questions, tmp_path, capsys):
     out = tmp_path / "answers.jsonl"
-    arguments = ["--model", str(fitted), "--file", questions, "--prompt", "Hallo", "--vanilla", "--english"]
+    arguments = ["--model", str(fitted), "--file", questions, "--prompt", "Hallo", "--off", "--english"]
     generate([*arguments, "--max_new_tokens", "3", "--out", str(out), "--device", "cpu"])
     written = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [row["instruction"] for row in written] == ["Hallo", *(row["instruction"] for row in QUESTIONS)]
     shown = capsys.readouterr().out
-    assert all(name in shown for name in ("connected", "plain", "english", "expected", "[bold]"))
+    assert all(name in shown for name in ("matrix", "off", "english", "expected", "[bold]"))
     model, collator = load_trained(str(fitted), device="cpu")
     options = {"max_new_tokens": 3, "progress": False, "batch_size": 1}
     rows = [{"instruction": "Hallo"}, *QUESTIONS]
-    assert [row["connected"] for row in written] == generate_answers(model, collator, rows, **options)
+    assert [row["matrix"] for row in written] == generate_answers(model, collator, rows, **options)
     assert [row["english"] for row in written] == generate_answers(model, collator, rows, pivot=True, **options)
     with connection_disabled(model):
-        assert [row["plain"] for row in written] == generate_answers(model, collator, rows, **options)
+        assert [row["off"] for row in written] == generate_answers(model, collator, rows, **options)
 
 
 def test_the_connection_changes_what_is_generated(fitted):
@@ -102,11 +102,27 @@ def test_the_connection_changes_what_is_generated(fitted):
 
 
 def test_generate_without_matrix_or_connection_says_so(folder, capsys):
-    for model, notice in ((folder, "has no Transform Matrix yet"), (folder.parent / "vanilla", "--method vanilla")):
+    for model, notice, mode in (
+        (folder, "has no Transform Matrix yet", "off"),
+        (folder.parent / "vanilla", "--method vanilla", "vanilla"),
+    ):
         console = Console(width=200)
         answers = run_generate(GenerateArguments(str(model), ["Hallo"], max_new_tokens=2, device="cpu"), console)
-        assert list(answers) == ["plain"]
+        assert list(answers) == [mode]
         assert notice in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("way", ["--vanilla", "--vanilla=true", "yaml"])
+def test_the_old_name_of_off_works_and_says_what_is_new(folder, tmp_path, capsys, way):
+    arguments = ["--model", str(folder), "--prompt", "Hallo", "--max_new_tokens", "1", "--device", "cpu"]
+    if way == "yaml":
+        (tmp_path / "old.yaml").write_text("vanilla: true\n")
+        generate([str(tmp_path / "old.yaml"), *arguments])
+    else:
+        generate([*arguments, way])
+    shown = capsys.readouterr()
+    assert "train.generate: --vanilla is now --off" in shown.err
+    assert "off: the CC model without the connection" in shown.out
 
 
 def test_sampling_repeats_with_its_seed(fitted):

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from train.common.arguments import DataArguments
 from train.common.models import new_model, new_tokenizer
-from train.common.rows import load_rows
+from train.data.sources import load_rows
 from train.fit_transform import main as fit
 from train.sft import main as sft
 

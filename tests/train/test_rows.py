@@ -6,8 +6,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from train.common.arguments import DataArguments
-from train.common.rows import count_pivots, load_rows
-from train.fit_transform import choose_pairs
+from train.common.rows import choose_pairs, count_pivots
+from train.data.sources import load_rows
 
 ROWS = [
     {"instruction": "Hallo", "instruction_en": "Hello", "output": "Welt"},

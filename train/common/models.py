@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from cc_model import CCConfig, from_pretrained, patch_model
 from cc_model.data.collator import ParallelCollator
 from cc_model.files import write_text
-from train.common.arguments import ModelArguments
+from train.common.arguments import ModelArguments, connection_config
 from train.common.chat_templates import set_chat_template
-from train.data import train_tokenizer
+from train.common.tokenizer import train_tokenizer
 
 CC_CONFIG_FILE = "cc_config.json"  # which a patched model's save_pretrained writes
 OPTIONS_FILE = "sft_options.json"  # how rows were read and became tokens, for fitting and generating
@@ -34,10 +35,11 @@ def new_tokenizer(rows: Iterable[Mapping[str, Any]], vocab_size: int) -> Any:
 
 
 def _texts(rows: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+    """Every text of the rows; what should be one and is none is for `check_rows` to name."""
     for row in rows:
-        yield from (row[column] for column in TEXT_COLUMNS if row.get(column))
-        for column in ("messages", "messages_en"):
-            yield from (message["content"] for message in row.get(column) or [])
+        turns = [turn for column in ("messages", "messages_en") for turn in row.get(column) or []]
+        found = [*map(row.get, TEXT_COLUMNS), *(turn["content"] for turn in turns if isinstance(turn, Mapping))]
+        yield from (text for text in found if text and isinstance(text, str))
 
 
 def new_model(fields: Mapping[str, Any], tokenizer: Any) -> Any:
@@ -72,23 +74,27 @@ def load_for_training(options: ModelArguments, rows: Iterable[Mapping[str, Any]]
     tokenizer: Any
     model: Any
     if options.scratch is not None:
-        tokenizer = _load_tokenizer(options.tokenizer) if options.tokenizer else None
+        tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
         tokenizer = tokenizer or new_tokenizer(rows, options.scratch_vocab_size)
         model = new_model(_json_object("scratch", options.scratch), tokenizer)
         if options.dtype != "auto":
             model = model.to(getattr(torch, options.dtype))
     else:
         assert options.model is not None
-        tokenizer = _load_tokenizer(options.tokenizer or options.model)
+        tokenizer = load_tokenizer(options.tokenizer or options.model)
         dtype = options.dtype if options.dtype == "auto" else getattr(torch, options.dtype)
         model = AutoModelForCausalLM.from_pretrained(
             options.model, dtype=dtype, attn_implementation=options.attn_implementation
         )
     set_chat_template(tokenizer, options.chat_template)
     if options.method == "cc":
-        names = ("inject_layer", "temperature", "hard", "pivot_grad", "connection_dropout")
-        patch_model(model, CCConfig(**{name: getattr(options, name) for name in names}))
+        connect(model, connection_config(options))
     return model, tokenizer
+
+
+def connect(model: Any, config: CCConfig) -> Any:
+    """Patch a model that is going to train. The share of simulated rows starts at 0; `SimulatedTraining` raises it."""
+    return patch_model(model, replace(config, simulated_share=0.0))
 
 
 def load_trained(folder: str, device: str = "auto", dtype: str = "auto") -> tuple[Any, ParallelCollator]:
@@ -103,7 +109,7 @@ def load_trained(folder: str, device: str = "auto", dtype: str = "auto") -> tupl
     load: Any = from_pretrained if (path / CC_CONFIG_FILE).is_file() else AutoModelForCausalLM.from_pretrained
     model = load(folder, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
     model = model.to(best_device() if device == "auto" else device).eval()
-    return model, ParallelCollator(_load_tokenizer(folder), **load_options(folder).get("collator", {}))
+    return model, ParallelCollator(load_tokenizer(folder), **load_options(folder).get("collator", {}))
 
 
 def best_device() -> torch.device:
@@ -136,7 +142,7 @@ def set_end_of_turn(model: Any, collator: ParallelCollator) -> None:
         model.generation_config.pad_token_id = collator.tokenizer.pad_token_id or collator.tokenizer.eos_token_id
 
 
-def _load_tokenizer(name: str) -> Any:
+def load_tokenizer(name: str) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError) as error:
@@ -155,6 +161,7 @@ def _json_object(name: str, text: str) -> dict[str, Any]:
 
 __all__ = [
     "best_device",
+    "connect",
     "load_for_training",
     "load_options",
     "load_trained",

@@ -1,48 +1,18 @@
-"""Rows for training and fitting, from files, the hub, or the texts that come with this package."""
+"""Rows of questions and answers: which have an English version, and whether every one can be trained on."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
+from datasets import Dataset
+from tqdm.auto import tqdm
 
-from train.common.arguments import DataArguments
-from train.data import LANGUAGES, RELATIONS, build_dataset
-from train.data.udhr import build_rows as build_udhr
+from cc_model.data.collator import ParallelCollator
 
-READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 PIVOTS = ("instruction_en", "messages_en")
-
-
-def load_rows(options: DataArguments, split: str | None = None) -> Dataset:
-    """The rows of a split, with the column names of `cc_model.data.collator.ParallelCollator`.
-
-    Raises:
-        ValueError: the source or the split does not exist, or a column is missing.
-
-    Example:
-        >>> rows = load_rows(DataArguments(dataset="cldr", languages=["en", "de"], relations=["currency"]))
-        >>> rows[0]["output"]
-        'Euro'
-    """
-    split = split or options.split
-    if options.dataset is None:
-        raise ValueError("dataset: expected --dataset, a file, folder, hub name, 'cldr' or 'udhr'; got none")
-    if options.dataset == "cldr+udhr":
-        rows = concatenate_datasets([_read(replace(options, dataset=name), split) for name in ("cldr", "udhr")])
-    else:
-        rows = _read(options, split)
-    if options.max_samples is not None:
-        if options.max_samples < 1:
-            raise ValueError(f"max_samples: expected a positive number, got {options.max_samples}")
-        rows = rows.select(range(min(options.max_samples, len(rows))))
-    if len(rows) == 0:
-        raise ValueError(f"dataset: expected rows in {options.dataset!r}, split {split!r}, got none")
-    return _rename(rows, options)
 
 
 def has_pivot(row: Mapping[str, Any]) -> bool:
@@ -66,90 +36,81 @@ def count_pivots(rows: Dataset) -> int:
     return sum(map(has_pivot, rows.select_columns(present))) if present else 0
 
 
-def choose_pairs(rows: Dataset, max_pairs: int | None, seed: int) -> list[dict[str, Any]]:
-    """At most `max_pairs` rows that have an English version, in random order.
+def pair_numbers(rows: Dataset, max_pairs: int | None, seed: int) -> list[int]:
+    """Numbers of at most `max_pairs` rows that have an English version, in random order.
 
     Raises:
         ValueError: there is none.
+
+    Example:
+        >>> pair_numbers(Dataset.from_dict({"instruction_en": ["Hello", "", None]}), 10, seed=0)
+        [0]
+    """
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    numbers: list[int] = []
+    for index in order:
+        if max_pairs is not None and len(numbers) >= max_pairs:
+            break
+        if has_pivot(rows[index]):
+            numbers.append(index)
+    if not numbers:
+        raise ValueError("instruction_en: expected rows with an English version, got none")
+    return numbers
+
+
+def choose_pairs(rows: Dataset, max_pairs: int | None, seed: int) -> list[dict[str, Any]]:
+    """The rows of `pair_numbers`.
 
     Example:
         >>> rows = Dataset.from_dict({"instruction": ["Hallo", "Hello"], "instruction_en": ["Hello", ""]})
         >>> choose_pairs(rows, 10, seed=0)
         [{'instruction': 'Hallo', 'instruction_en': 'Hello'}]
     """
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    pairs: list[dict[str, Any]] = []
-    for index in order:
-        if max_pairs is not None and len(pairs) >= max_pairs:
-            break
-        row = rows[index]
-        if has_pivot(row):
-            pairs.append(row)
-    if not pairs:
-        raise ValueError("instruction_en: expected rows with an English version, got none")
-    return pairs
+    return [rows[number] for number in pair_numbers(rows, max_pairs, seed)]
 
 
-def _read(options: DataArguments, split: str) -> Dataset:
-    assert options.dataset is not None
-    if options.dataset == "cldr":
-        splits = build_dataset(options.languages or LANGUAGES, options.relations or RELATIONS, options.held_out)
-        return _split(splits, split, "cldr")
-    if options.dataset == "udhr":
-        texts = build_udhr(options.languages or LANGUAGES, options.held_out)
-        return _split(DatasetDict({name: Dataset.from_list(rows) for name, rows in texts.items()}), split, "udhr")
-    path = Path(options.dataset).expanduser()
-    if path.is_dir():
-        return _read_folder(path, split)
-    if path.is_file():
-        if path.suffix.lower() not in READERS:
-            raise ValueError(f"dataset: expected a file of type {', '.join(READERS)}, got {path.name!r}")
-        return load_dataset(READERS[path.suffix.lower()], data_files=str(path), split="train")
-    if path.suffix.lower() in READERS or path.is_absolute():
-        raise ValueError(f"dataset: found no file {options.dataset!r}")
+def check_rows(
+    rows: Sequence[Mapping[str, Any]] | Dataset,
+    collator: ParallelCollator,
+    answers: bool = True,
+    numbers: Sequence[int] | None = None,
+    argument: str = "dataset",
+    progress: bool = True,
+) -> None:
+    """Collate every row once, so that a row that cannot be read is found before the work begins, not in its middle.
+
+    Args:
+        rows: with the collator's columns.
+        collator: that will read them.
+        answers: rows of a training; otherwise only their prompts are read.
+        numbers: of the rows that will be read; all if None.
+        argument: the option that named the rows, for the message.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: a row cannot be read; the message names its number, counted from 0, and the column.
+    """
+    probe = copy.copy(collator)  # what it counts and has warned of is not the training's
+    probe.packed, probe.truncated, probe._warned_position = False, 1, True
+    collate = probe if answers else probe.prompts
+    wanted = list(range(len(rows)) if numbers is None else numbers)
+    with tqdm(total=len(wanted), desc="check rows", unit="row", leave=False, disable=not progress) as bar:
+        for start in range(0, len(wanted), 64):
+            chosen = wanted[start : start + 64]
+            try:
+                collate([rows[number] for number in chosen])
+            except (ValueError, TypeError):
+                for number in chosen:
+                    _check_row(rows[number], collate, f"{argument}: row {number} (counted from 0)")
+                raise
+            bar.update(len(chosen))
+
+
+def _check_row(row: Mapping[str, Any], collate: Any, where: str) -> None:
     try:
-        return load_dataset(options.dataset, options.dataset_config, split=split)
-    except Exception as error:  # the hub client raises errors of many libraries
-        raise ValueError(
-            f"dataset: {options.dataset!r} is no local file or folder, and split {split!r} could not be loaded from "
-            f"the hub: {error}"
-        ) from error
+        collate([row])
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {str(error).removeprefix('row 0: ')}") from error
 
 
-def _read_folder(path: Path, split: str) -> Dataset:
-    for suffix, reader in READERS.items():
-        file = path / f"{split}{suffix}"
-        if file.is_file():
-            return load_dataset(reader, data_files=str(file), split="train")
-    if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-        saved = load_from_disk(str(path))
-        return _split(saved, split, str(path)) if isinstance(saved, DatasetDict) else saved
-    raise ValueError(f"dataset: expected {split}.jsonl or {split}.parquet in {path}, found neither")
-
-
-def _split(splits: DatasetDict, split: str, source: str) -> Dataset:
-    if split not in splits:
-        raise ValueError(f"split: expected one of {', '.join(splits)} in {source}, got {split!r}")
-    return splits[split]
-
-
-def _rename(rows: Dataset, options: DataArguments) -> Dataset:
-    if "messages" in rows.column_names:
-        return rows
-    given = {
-        "instruction": options.instruction_column,
-        "instruction_en": options.instruction_en_column,
-        "output": options.output_column,
-    }
-    for name, column in given.items():
-        if column not in rows.column_names and name != "instruction_en":
-            raise ValueError(
-                f"{name}_column: expected a column {column!r} (or chat data in 'messages'), got {rows.column_names}"
-            )
-        if column != name and column in rows.column_names:
-            rows = rows.remove_columns(name) if name in rows.column_names else rows
-            rows = rows.rename_column(column, name)
-    return rows
-
-
-__all__ = ["choose_pairs", "count_pivots", "has_pivot", "load_rows"]
+__all__ = ["check_rows", "choose_pairs", "count_pivots", "has_pivot", "pair_numbers"]

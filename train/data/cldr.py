@@ -47,6 +47,7 @@ from typing import TYPE_CHECKING
 
 import babel
 
+from train.common.console import open_console, say
 from train.data.facts import RELATIONS, display_name, facts, tables
 from train.data.questions import QUESTIONS, ask
 
@@ -221,6 +222,7 @@ def _write_atomically(path: Path, text: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the files and print the number of rows per language."""
+    open_console()  # for --help
     parser = argparse.ArgumentParser(
         prog="python -m train.data.cldr",
         description="Write parallel questions about currencies and official languages (facts and names from CLDR) as "
@@ -248,7 +250,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _print_counts(splits: Mapping[str, Sequence[Row]], paths: Mapping[str, Path]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     counts = {split: Counter(row["language"] for row in rows) for split, rows in splits.items()}
@@ -259,10 +260,10 @@ def _print_counts(splits: Mapping[str, Sequence[Row]], paths: Mapping[str, Path]
         column.footer = str(counts[split].total())
     for language in dict.fromkeys(row["language"] for rows in splits.values() for row in rows):
         table.add_row(language, *(str(counts[split][language]) for split in splits))
-    console = Console()
+    console = open_console()
     console.print(table)
     for path in paths.values():
-        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        say(console, f"wrote {path}")
 
 
 if __name__ == "__main__":

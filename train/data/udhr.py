@@ -28,7 +28,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -36,6 +36,8 @@ from pathlib import Path
 from typing import Any
 
 from cc_model.files import write_text
+from train.common.console import open_console, say
+from train.common.files import json_lines, output_folder
 from train.data.questions import QUESTIONS
 
 FILE = Path(__file__).with_name("udhr.jsonl")
@@ -186,12 +188,9 @@ def _language_rows(language: str) -> list[Row]:
     ]
 
 
-def _lines(objects: Iterable[Mapping[str, object]]) -> str:
-    return "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in objects)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write train.jsonl and held_out.jsonl, or derive the package's file again."""
+    console = open_console()
     parser = argparse.ArgumentParser(
         prog="python -m train.data.udhr",
         description="Write the paragraphs of the Universal Declaration of Human Rights as parallel rows, train.jsonl "
@@ -207,14 +206,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--out: expected a folder, got none")
     try:
         if options.package:
-            write_text(FILE, _lines(derive(options.package)))
+            write_text(FILE, json_lines(derive(options.package)))
             _texts.cache_clear()
         if options.out:
-            folder = Path(options.out)
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = output_folder(options.out, "out")
             for split, rows in build_rows(options.languages, options.held_out, options.seed).items():
-                write_text(folder / f"{split}.jsonl", _lines(rows))
-                print(f"wrote {folder / split}.jsonl: {len(rows)} rows")
+                write_text(folder / f"{split}.jsonl", json_lines(rows))
+                say(console, f"wrote {folder / split}.jsonl: {len(rows)} rows")
     except (ValueError, OSError) as error:
         parser.error(str(error))
 

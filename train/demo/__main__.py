@@ -1,5 +1,7 @@
 """`make demo`: train a small Llama on real data with and without the connection, fit, answer, report.
 
+The steps are those of `train.experiment`, with one seed; the demo shows them one after the other.
+
 python -m train.demo                      # about four minutes on two CPU cores; writes runs/demo/report.md
 python -m train.demo --steps 300 --seed 1 --languages en de ja --out runs/short
 """
@@ -22,21 +24,48 @@ from rich.table import Table
 
 from cc_kernels import __version__
 from cc_model.files import write_text
-from train.common.models import new_tokenizer
+from train.common.console import open_console, say
+from train.common.files import output_folder
+from train.common.models import save_options
+from train.common.modes import ENGLISH, MATRIX, OFF, VANILLA
 from train.data import LANGUAGES
-from train.demo.report import NAMES, plot, render, share
-from train.demo.run import DemoSettings, answer, curves, fit, layer_quality, prepare, samples, score, train_model
+from train.demo.answers import MODES, curves, guesses, layer_quality, samples, score
+from train.demo.report import plot, render, share
+from train.experiment.data import load
+from train.experiment.job import answer, fit, make_model, marks, train
+from train.experiment.settings import Condition, Settings
 
-FAST = DemoSettings(
-    steps=12,
+CC = "cc"
+SCRATCH = {
+    "model_type": "llama",
+    "hidden_size": 128,
+    "intermediate_size": 341,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+    "initializer_range": 0.08,  # the usual 0.02 suits wide models; here it costs hundreds of steps
+}
+DEMO = Settings(
+    conditions={VANILLA: Condition(VANILLA), CC: Condition(CC)},
+    scratch=SCRATCH,
+    seeds=(0,),
+    steps=1100,
+    learning_rate=2e-3,
+    questions=10_000,  # all
+    eval_batch_size=64,
+)
+FAST = replace(
+    DEMO,
+    scratch={**SCRATCH, "hidden_size": 32, "intermediate_size": 85, "num_hidden_layers": 2},
+    vocab_size=600,
     languages=("en", "de", "ja"),
     relations=("currency",),
-    hidden_size=32,
-    layers=2,
-    vocab_size=600,
+    steps=12,
     batch_size=8,
     fit_pairs=48,
-    eval_rows=6,
+    questions=12,
 )
 T = TypeVar("T")
 
@@ -48,106 +77,126 @@ class _Clock:
         self.console, self.steps = console, steps
         self.seconds: dict[str, float] = {}
 
-    def run(self, name: str, step: Callable[..., T], *args: Any) -> T:
+    def run(self, name: str, step: Callable[..., T], *args: Any, **options: Any) -> T:
         self.console.rule(f"{len(self.seconds) + 1}/{self.steps}  {name}", align="left")
         start = time.perf_counter()
-        result = step(*args)
+        result = step(*args, **options)
         self.seconds[name] = time.perf_counter() - start
         return result
 
 
-def run_demo(settings: DemoSettings, out: Path, console: Console | None = None) -> dict[str, Any]:
+def run_demo(settings: Settings, out: Path, console: Console | None = None) -> dict[str, Any]:
     """Run the demo and write `report.md`, `results.json`, the plots and both models into `out`.
 
     Returns:
         The results, as in `results.json`.
 
     Raises:
-        ValueError: languages that are unknown, lack English, or leave nothing to ask.
+        ValueError: languages that are unknown, lack English, or leave nothing to ask; a folder that cannot be written.
     """
     threads = torch.get_num_threads()
     # The model's operations are too small for more: on a busy machine two threads took ten times as long as one.
     torch.set_num_threads(1)
     try:
-        return _run(settings, out, console or Console())
+        return _run(settings, output_folder(out, "out"), open_console(console))
     finally:
         torch.set_num_threads(threads)
 
 
-def _run(settings: DemoSettings, out: Path, console: Console) -> dict[str, Any]:
-    out.mkdir(parents=True, exist_ok=True)
-    clock = _Clock(console, steps=7)
-    data = clock.run("build the data", prepare, settings)
-    tokenizer = clock.run("train the tokenizer", new_tokenizer, data.train, settings.vocab_size)
-    console.print(f"{len(data.train):,} training rows, {len(data.questions)} questions, {len(tokenizer):,} tokens")
-    common = (settings, data, tokenizer)
-    vanilla, _, plain_trainer = clock.run("train vanilla", train_model, *common, False, out / "vanilla", console)
-    connected, collator, cc_trainer = clock.run(
-        "train with the connection", train_model, *common, True, out / "connected", console
-    )
-    quality = clock.run("fit the Transform Matrix", fit, settings, data, connected, collator)
-    connected.save_pretrained(out / "connected")
-    answers, known = clock.run("answer held-out questions", answer, data, vanilla, connected, collator)
+def _run(settings: Settings, out: Path, console: Console) -> dict[str, Any]:
+    clock, (seed,) = _Clock(console, steps=6), settings.seeds
+    data = clock.run("build the data", load, settings, seed)
+    say(console, f"{len(data.train):,} training rows, {len(data.questions)} questions")
+    models, logs = {}, {}
+    for name, condition in settings.conditions.items():
+        model, collator = make_model(settings, condition, data, seed)
+        step = (settings, condition, model, collator, data, seed)
+        trained = clock.run(f"train {name}", train, *step, logs=45, title=name, console=console)
+        models[name], logs[name] = model.eval(), trained.log
+        _save(out / name, model, collator, settings)
+    cc = models[CC]
+    quality = clock.run("fit the Transform Matrix", fit, settings, cc, collator, data, holdout=0.1, seed=seed)
+    cc.save_pretrained(out / CC)
+    answers = clock.run("answer held-out questions", _answer, settings, models, collator, data.questions)
+    known = clock.run("ask the same in English", _answer, settings, models, collator, data.known, (VANILLA, OFF))
+    correct = {mode: marks(answers.get(mode) or guesses(data), data.questions) for mode in MODES}
     results: dict[str, Any] = {
         "settings": asdict(settings),
         "versions": {"cc-tuning": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
-        "parameters": sum(parameter.numel() for parameter in vanilla.parameters()),
+        "parameters": sum(parameter.numel() for parameter in models[VANILLA].parameters()),
         "data": {
             "train_rows": len(data.train),
             "held_out_rows": data.held_out,
             "questions": len(data.questions),
             "known_in_english": len(data.known),
         },
-        "accuracy": score(data, answers),
-        "known_in_english": known,
-        "samples": samples(data, answers),
-        "vanilla": curves(plain_trainer),
-        "connected": curves(cc_trainer),
+        "correct": correct,
+        "accuracy": score(data, correct),
+        "known_in_english": {mode: marks(texts, data.known).count("1") for mode, texts in known.items()},
+        "samples": samples(data, {**answers, "guess": guesses(data)}),
+        **{name: curves(log) for name, log in logs.items()},
         "matrix": layer_quality(quality),
         "seconds": clock.seconds,
     }
-    clock.run("write the report", plot, results, out)
     write_text(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
     write_text(out / "report.md", render(results))
+    plot(results, out)
     console.print(accuracy_table(results))
-    console.print(f"report: {out / 'report.md'}   ({sum(clock.seconds.values()):.0f} s)", highlight=False)
+    say(console, f"report: {out / 'report.md'}   ({sum(clock.seconds.values()):.0f} s)")
     return results
+
+
+def _save(folder: Path, model: Any, collator: Any, settings: Settings) -> None:
+    """Write a model as `train.sft` leaves one."""
+    model.save_pretrained(folder)
+    collator.tokenizer.save_pretrained(folder)
+    save_options(folder, {"collator": {"max_length": settings.max_length}})
+
+
+def _answer(
+    settings: Settings,
+    models: dict[str, Any],
+    collator: Any,
+    rows: Sequence[Any],
+    modes: Sequence[str] = (VANILLA, OFF, MATRIX, ENGLISH),
+) -> dict[str, list[str]]:
+    of = {mode: models.get(mode, models[CC]) for mode in modes}
+    return {mode: answer(settings, model, collator, rows, mode, progress=True) for mode, model in of.items()}
 
 
 def accuracy_table(results: dict[str, Any]) -> Table:
     """Held-out accuracy per language as a rich table."""
-    table = Table("language", "questions", *NAMES.values(), title="Held-out accuracy")
+    table = Table("language", "questions", *MODES, title="Held-out accuracy")
     for column in table.columns[1:]:
         column.justify = "right"
     for language, line in results["accuracy"].items():
         table.add_row(
-            language, str(line["questions"]), *(share(line[mode], line["questions"]) for mode in NAMES),
+            language, str(line["questions"]), *(share(line[mode], line["questions"]) for mode in MODES),
             end_section=language == list(results["accuracy"])[-2:][0],
         )  # fmt: skip
     return table
 
 
-def parse_demo(arguments: Sequence[str] | None = None) -> tuple[DemoSettings, Path]:
+def parse_demo(arguments: Sequence[str] | None = None) -> tuple[Settings, Path]:
     """The command line as settings and output folder."""
-    defaults = DemoSettings()
     parser = argparse.ArgumentParser(
         prog="python -m train.demo",
         description="Train a small Llama from scratch on real questions in several languages, once plainly and once "
         "with the cross-lingual connection; fit the Transform Matrix; answer held-out questions; write a report with "
         "plots. Needs no network and no GPU.",
     )
-    parser.add_argument("--steps", type=int, help=f"training steps of each model; default: {defaults.steps}")
+    parser.add_argument("--steps", type=int, help=f"training steps of each model; default: {DEMO.steps}")
     parser.add_argument("--seed", type=int, default=0, help="of weights, data order and split; default: 0")
     parser.add_argument(
         "--languages",
         nargs="+",
         metavar="CODE",
-        help=f"with en; default: {' '.join(defaults.languages)}; there are {' '.join(LANGUAGES)}",
+        help=f"with en; default: {' '.join(DEMO.languages)}; there are {' '.join(LANGUAGES)}",
     )
     parser.add_argument("--out", default="runs/demo", metavar="DIR", help="folder for the report; default: runs/demo")
     parser.add_argument("--fast", action="store_true", help="a toy size for tests: seconds, and meaningless numbers")
     options = parser.parse_args(arguments)
-    settings = replace(FAST if options.fast else defaults, seed=options.seed)
+    settings = replace(FAST if options.fast else DEMO, seeds=(options.seed,))
     if options.steps is not None:
         if options.steps < 1:
             parser.error(f"--steps: expected a positive number, got {options.steps}")
@@ -160,9 +209,10 @@ def parse_demo(arguments: Sequence[str] | None = None) -> tuple[DemoSettings, Pa
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    console = open_console()
     settings, out = parse_demo(arguments)
     try:
-        run_demo(settings, out)
+        run_demo(settings, out, console)
     except ValueError as error:
         raise SystemExit(f"train.demo: {error}") from error
 
@@ -170,4 +220,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 if __name__ == "__main__":
     main()
 
-__all__ = ["FAST", "accuracy_table", "parse_demo", "run_demo"]
+__all__ = ["DEMO", "FAST", "accuracy_table", "parse_demo", "run_demo"]

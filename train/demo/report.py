@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt
+from train.common.modes import ENGLISH, MATRIX, OFF, TITLES, VANILLA
+from train.common.reports import markdown_table, save_figure, subplots
+from train.demo.answers import GUESS, MODES
+from train.experiment.statistics import Estimate, by_question, verdict
 
 Results = Mapping[str, Any]
-
-NAMES = {
-    "guess": "most frequent answer",
-    "vanilla": "vanilla",
-    "matrix": "connected, matrix",
-    "english": "connected, true English",
-    "off": "connection off",
-}
 
 
 def share(correct: int, questions: int) -> str:
@@ -32,31 +24,6 @@ def share(correct: int, questions: int) -> str:
         '12.5 %'
     """
     return f"{100 * correct / questions:.1f} %"
-
-
-def compare(table: Mapping[str, Mapping[str, int]], mode: str, other: str) -> str:
-    """How two modes differ over all questions, in words, with the standard error of the difference.
-
-        SE = √(p(1 − p)/n + q(1 − q)/n)        in percentage points; "clearly" means more than two of them
-
-    The error treats the two answers to a question as independent, which overstates it: the words are careful.
-
-    Example:
-        >>> compare({"all": {"questions": 400, "matrix": 80, "vanilla": 160}}, "matrix", "vanilla")
-        '20.0 points below (standard error 3.2): clearly lower'
-    """
-    line = table["all"]
-    count = line["questions"]
-    p, q = line[mode] / count, line[other] / count
-    error = 100 * math.sqrt((p * (1 - p) + q * (1 - q)) / count)
-    points = 100 * (p - q)
-    if points == 0:
-        return "equal"
-    side = "above" if points > 0 else "below"
-    verdict = "no clear difference"
-    if abs(points) > 2 * error:
-        verdict = "clearly higher" if points > 0 else "clearly lower"
-    return f"{abs(points):.1f} points {side} (standard error {error:.1f}): {verdict}"
 
 
 def render(results: Results) -> str:
@@ -89,7 +56,7 @@ def render(results: Results) -> str:
             "",
             "## Time",
             "",
-            *_table(("step", "seconds"), [(name, f"{s:.1f}") for name, s in results["seconds"].items()], "lr"),
+            *markdown_table(("step", "seconds"), [(name, f"{s:.1f}") for name, s in results["seconds"].items()]),
             "",
             "All numbers of this report are in `results.json`.",
             "",
@@ -99,104 +66,103 @@ def render(results: Results) -> str:
 
 def _set_up(results: Results) -> list[str]:
     settings, data = results["settings"], results["data"]
+    shape, languages, relations = settings["scratch"], settings["languages"], settings["relations"]
     return [
-        f"Two Llama models of {results['parameters']:,} parameters ({settings['layers']} layers, hidden size "
-        f"{settings['hidden_size']}) were trained from scratch on {data['train_rows']:,} questions about territories, "
-        f"their currencies and languages (CLDR), in {len(settings['languages'])} languages "
-        f"({', '.join(settings['languages'])}): one plainly (*vanilla*), one with the cross-lingual connection. Same "
-        f"first weights, same batches in the same order, {settings['steps']} steps of {settings['batch_size']} rows, "
-        f"seed {settings['seed']}. This is a subset of the data: {len(settings['relations'])} of 4 relations "
-        f"({', '.join(settings['relations'])}), {len(settings['languages'])} of 22 languages, so that it fits in a few "
-        "minutes on two CPU cores.",
+        f"Two Llama models of {results['parameters']:,} parameters ({shape['num_hidden_layers']} layers, hidden size "
+        f"{shape['hidden_size']}) were trained from scratch on {data['train_rows']:,} questions about territories, "
+        f"their currencies and languages (CLDR), in {len(languages)} languages ({', '.join(languages)}): one plainly "
+        "(*vanilla*), one with the cross-lingual connection (*cc*). Same first weights, same batches in the same "
+        f"order, {settings['steps']} steps of {settings['batch_size']} rows, seed {settings['seeds'][0]}. This is a "
+        f"subset of the data: {len(relations)} of 4 relations ({', '.join(relations)}), {len(languages)} of 22 "
+        "languages, so that it fits in a few minutes on two CPU cores.",
         "",
         f"A held-out fact was seen in English, not in the language that it is asked in. Of {data['held_out_rows']:,} "
-        f"held-out rows the {data['questions']:,} whose answer occurs in training in that language are asked; the "
-        "others nobody could answer without knowing the language from elsewhere. An answer counts when it is exactly "
-        "the expected text.",
+        f"held-out rows {data['questions']:,} whose answer occurs in training in that language are asked; the others "
+        "nobody could answer without knowing the language from elsewhere. An answer counts when it is exactly the "
+        "expected text.",
     ]
 
 
 def _accuracy(results: Results) -> list[str]:
-    table = results["accuracy"]
     rows = [
-        (language, str(line["questions"]), *(share(line[mode], line["questions"]) for mode in NAMES))
-        for language, line in table.items()
+        (language, str(line["questions"]), *(share(line[mode], line["questions"]) for mode in MODES))
+        for language, line in results["accuracy"].items()
     ]
     return [
-        *_table(("language", "questions", *NAMES.values()), rows, "l" + "r" * (1 + len(NAMES))),
+        *markdown_table(("language", "questions", *MODES), rows),
         "",
-        "- *most frequent answer*: always the commonest training answer to that kind of question; needs no knowledge.",
-        "- *connected, matrix*: real inference; the English activations are simulated by the Transform Matrix.",
-        "- *connected, true English*: the model also gets the English question; this is what the matrix tries to "
-        "imitate.",
-        "- *connection off*: the same weights without the connection.",
+        f"- *{GUESS}*: always the commonest training answer to that kind of question; needs no knowledge.",
+        *(f"- *{mode}*: {title}." for mode, title in TITLES.items()),
     ]
 
 
 def _words(results: Results) -> list[str]:
-    table, known = results["accuracy"], results["known_in_english"]
+    asked = results["data"]["known_in_english"]
+    known = {mode: share(count, asked) for mode, count in results["known_in_english"].items()}
     lines = [
-        f"- The same facts asked in English, which both models saw in training: vanilla answers "
-        f"{100 * known['vanilla']:.1f} %, the connected model (without a connection, as English rows are trained) "
-        f"{100 * known['connected']:.1f} %. What a model does not know in English, it cannot carry over."
+        f"- The same facts asked in English, which both models saw in training: *{VANILLA}* answers {known[VANILLA]}, "
+        f"*{OFF}* (as the CC model trains on English rows) {known[OFF]}. What a model does not know in English, it "
+        "cannot carry over."
     ]
     for mode, other, meaning in (
-        ("english", "vanilla", "what the connection brings when the English question is there"),
-        ("english", "off", "how much the connected model relies on the connection"),
-        ("matrix", "english", "what is lost by simulating the English activations"),
-        ("matrix", "off", "what the simulated connection brings to the same weights"),
-        ("matrix", "vanilla", "what a user gains over plain fine-tuning"),
-        ("vanilla", "guess", "how much vanilla knows beyond the commonest answer"),
+        (ENGLISH, VANILLA, "what the connection brings when the English question is there"),
+        (ENGLISH, OFF, "how much the CC model relies on the connection"),
+        (MATRIX, ENGLISH, "what is lost by simulating the English activations"),
+        (MATRIX, OFF, "what the simulated connection brings to the same weights"),
+        (MATRIX, VANILLA, "what a user gains over plain fine-tuning"),
+        (VANILLA, GUESS, "how much vanilla knows beyond the commonest answer"),
     ):
-        lines.append(f"- *{NAMES[mode]}* against *{NAMES[other]}*, {meaning}: {compare(table, mode, other)}.")
-    verdict = compare(table, "matrix", "vanilla")
-    if verdict.endswith("clearly higher"):
-        conclusion = "answers clearly more questions than"
-    elif verdict.endswith("clearly lower"):
-        conclusion = "is **clearly worse** than"
-    else:
-        conclusion = "is **not clearly different** from"
-    lines.append(
+        lines.append(f"- *{mode}* against *{other}*, {meaning}: {verdict(_compared(results, mode, other))}.")
+    found = _compared(results, MATRIX, VANILLA)
+    conclusion = "is **not clearly different** from"
+    if found.clear:
+        conclusion = "answers clearly more questions than" if found.mean > 0 else "is **clearly worse** than"
+    return [
+        *lines,
         f"- So in this run the method as a user would apply it (with the matrix) {conclusion} plain fine-tuning of the "
-        "same small model."
-    )
-    lines.append(
+        "same small model.",
+        "- The intervals (95 %, Student's t) are over questions, in pairs. They say what other questions would change, "
+        "not what another seed would: `train.experiment` runs several.",
         "- One run, one seed, and a model that has seen nothing but these sentences, while the method presupposes one "
         "that knows the languages. The numbers show that patching, training, fitting and generating work together. "
-        "They are no measure of what the method does for a pretrained model; the paper reports that."
-    )
-    return lines
+        "They are no measure of what the method does for a pretrained model; the paper reports that.",
+    ]
+
+
+def _compared(results: Results, mode: str, other: str) -> Estimate:
+    return by_question(results["correct"][mode], results["correct"][other])
 
 
 def _answers(results: Results) -> list[str]:
-    modes = [mode for mode in NAMES if mode != "guess"]
+    modes = [mode for mode in MODES if mode != GUESS]
     rows = [
         (row["language"], row["question"].replace("\n", " · "), row["expected"], *(row[mode] for mode in modes))
         for row in results["samples"]
     ]
-    return _table(("language", "question", "expected", *(NAMES[mode] for mode in modes)), rows, "l" * (3 + len(modes)))
+    head = ("language", "question", "expected", *modes)
+    return markdown_table(head, rows, left=len(head))
 
 
 def _training(results: Results) -> list[str]:
-    decisions = results["connected"]["decisions"]
+    decisions = results["cc"]["decisions"]
     layers = range(len(decisions[0]))
     picks = sorted({0, len(decisions) // 4, len(decisions) // 2, 3 * len(decisions) // 4, len(decisions) - 1})
     rows = [
-        (str(results["connected"]["step"][pick]), *(f"{100 * decisions[pick][layer]:.0f} %" for layer in layers))
+        (str(results["cc"]["step"][pick]), *(f"{100 * decisions[pick][layer]:.0f} %" for layer in layers))
         for pick in picks
     ]
     return [
         "![Training loss](loss.png)",
         "",
-        "The connected model trains with the true English question: its loss does not say what it can do without, "
-        "and is not comparable with vanilla's in that respect.",
+        "The CC model trains with the true English question: its loss does not say what it can do without, and is not "
+        "comparable with vanilla's in that respect.",
         "",
         "![Decision histogram](decisions.png)",
         "",
         "Share of connected rows that received each layer's English activation, at some of the logged steps (with the "
         "training noise):",
         "",
-        *_table(("step", *(f"layer {layer}" for layer in layers)), rows, "r" * (1 + len(layers))),
+        *markdown_table(("step", *(f"layer {layer}" for layer in layers)), rows, left=0),
     ]
 
 
@@ -211,33 +177,22 @@ def _matrix(results: Results) -> list[str]:
         "explained share of the variance of the English activations; the cosine is between mapped and English "
         "activations (before: between those of the two languages).",
         "",
-        *_table(("layer", "R²", "cosine", "cosine before"), rows, "lrrr"),
+        *markdown_table(("layer", "R²", "cosine", "cosine before"), rows),
     ]
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], align: str) -> list[str]:
-    """A Markdown table; `align` has `l` or `r` per column."""
-    rule = {"l": "---", "r": "---:"}
-    lines = [
-        header,
-        [rule[side] for side in align],
-        *[[cell.replace("|", "\\|") or " " for cell in row] for row in rows],
-    ]
-    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def plot(results: Results, folder: Path) -> None:
     """Write `loss.png` and `decisions.png` into `folder`."""
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name, label in (("vanilla", "vanilla"), ("connected", "with the connection")):
-        axes.plot(results[name]["step"], results[name]["loss"], label=label)
+    figure, (axes,) = subplots(1, 1, 7, 4)
+    for name in (VANILLA, "cc"):
+        axes.plot(results[name]["step"], results[name]["loss"], label=name)
     axes.set(xlabel="optimizer step", ylabel="training loss (nats per token)", title="Training loss", ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
-    _save(figure, folder / "loss.png")
+    save_figure(figure, folder / "loss.png", dpi=150)
 
-    decisions, steps = results["connected"]["decisions"], results["connected"]["step"]
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    decisions, steps = results["cc"]["decisions"], results["cc"]["step"]
+    figure, (axes,) = subplots(1, 1, 7, 4)
     by_layer = [[100 * shares[layer] for shares in decisions] for layer in range(len(decisions[0]))]
     colors = mpl.colormaps["viridis"]
     for layer, shares in enumerate(by_layer):
@@ -251,14 +206,7 @@ def plot(results: Results, folder: Path) -> None:
     )
     axes.grid(alpha=0.3)
     axes.legend(ncols=2)
-    _save(figure, folder / "decisions.png")
+    save_figure(figure, folder / "decisions.png", dpi=150)
 
 
-def _save(figure: Any, path: Path) -> None:
-    partial = path.with_name(f".{path.name}")
-    figure.savefig(partial, dpi=150, format="png")
-    plt.close(figure)
-    partial.replace(path)
-
-
-__all__ = ["compare", "plot", "render", "share"]
+__all__ = ["plot", "render", "share"]

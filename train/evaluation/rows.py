@@ -1,6 +1,6 @@
-"""The rows of a benchmark in one language, from local JSONL or the hub, as lm-eval reads them.
+"""The rows of a benchmark in one language, from a local file or the hub, as lm-eval reads them.
 
-A local file `<benchmark>.jsonl` has one object a line:
+A local file `<benchmark>.jsonl` has one object a line (`train.common.files`):
 
 | field | |
 |---|---|
@@ -13,7 +13,6 @@ A local file `<benchmark>.jsonl` has one object a line:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +20,8 @@ from typing import Any
 
 from datasets import Dataset
 
+from cc_model.data.encoding import check_unicode
+from train.common.files import read_records
 from train.evaluation.benchmarks import BENCHMARKS, known
 from train.evaluation.hub import hub_rows
 
@@ -59,18 +60,11 @@ def local_rows(benchmark: str, language: str, data: str) -> list[Row]:
 
 @lru_cache(maxsize=8)
 def _read(path: Path, changed: int, size: int) -> list[Row]:
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [checked(line, f"{path.name}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    return [checked(record.row, f"{path.name}, {record.where}") for record in read_records(path, "data")]
 
 
-def checked(line: str, where: str) -> Row:
-    """One line of a file as a row."""
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"data: expected a JSON object in {where}, got {line[:40]!r} ({error})") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"data: expected a JSON object in {where}, got {line[:40]!r}")
+def checked(row: dict[str, Any], where: str) -> Row:
+    """A row of a file, with every field of the right type."""
     for field in ("language", "prompt"):
         if not isinstance(row.get(field), str) or not row[field]:
             raise ValueError(f"data: expected text in field {field!r} of {where}, got {row.get(field)!r}")
@@ -81,6 +75,9 @@ def checked(line: str, where: str) -> Row:
         raise ValueError(
             f"data: expected text or a list of texts in field 'answer' of {where}, got {row.get('answer')!r}"
         )
+    for field, texts in {"id": [str(row["id"])], "prompt": [row["prompt"]], "answer": answers}.items():
+        for text in texts:
+            check_unicode(text, f"data: field {field!r} of {where}")
     return row
 
 

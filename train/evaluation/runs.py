@@ -19,8 +19,6 @@ from cc_model.files import write_text
 from train.evaluation.benchmarks import BENCHMARKS
 
 TASKS = Path(__file__).parent / "tasks"
-VANILLA, CONNECTED = "vanilla", "connected"
-MODES = (VANILLA, CONNECTED)
 
 Result = dict[str, Any]
 
@@ -143,4 +141,4 @@ def weights_of(folder: str | Path) -> list[list[Any]]:
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
-__all__ = ["CONNECTED", "MODES", "VANILLA", "Runs", "load_task", "weights_of"]
+__all__ = ["Runs", "load_task", "weights_of"]

@@ -8,14 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from cc_kernels.backend import BACKENDS
+from train.common.console import open_console, say
+from train.common.modes import VANILLA
 from train.experiment.data import prepare
 from train.experiment.pool import read_results, run_all
 from train.experiment.report import write_report
-from train.experiment.settings import VANILLA, read_settings
+from train.experiment.settings import read_settings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing, then write the report; or prepare the data; or only write the report."""
+    console = open_console()
     parser = argparse.ArgumentParser(
         prog="python -m train.experiment",
         description="Compare plain fine-tuning with CC-Tuning on equal data, steps and seeds, and write a report with "
@@ -50,15 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             kept = {name: c for name, c in settings.conditions.items() if name in (VANILLA, *options.only)}
             settings = replace(settings, conditions=kept, maps=settings.maps if settings.maps_of in kept else {})
         if options.prepare:
-            print(*prepare(settings, options.prepare), sep="\n")
+            for path in prepare(settings, options.prepare):
+                say(console, str(path))
             return
         if not options.out:
             raise ValueError("out: expected --out DIR, got none")
         if options.report:
             results = read_results(options.out, settings)
         else:
-            results = run_all(settings, options.out, options.jobs, options.stop_after)
-        print(f"report: {write_report(settings, results, Path(options.out))}")
+            results = run_all(settings, options.out, options.jobs, options.stop_after, console)
+        say(console, f"report: {write_report(settings, results, Path(options.out))}")
     except ValueError as error:
         raise SystemExit(f"train.experiment: {error}") from error
 

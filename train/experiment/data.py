@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from cc_model.files import write_text
+from train.common.files import json_lines, output_folder, read_records
 from train.experiment.settings import Settings
 
 ROWS, SPLITS = "rows.jsonl", "held_out.json"
@@ -19,11 +20,21 @@ Row = dict[str, str]
 
 @dataclass(frozen=True)
 class Data:
-    """`train` rows; `questions`: held-out rows that `train` could answer; `pairs`: train rows with a pivot."""
+    """The rows of one seed.
+
+    Args:
+        train: what is trained on.
+        questions: held-out rows that `train` could answer; these are asked.
+        pairs: rows of `train` with an English version, in random order.
+        known: the facts of `questions` in English, as they stand in `train`.
+        held_out: number of all held-out rows.
+    """
 
     train: list[Row]
     questions: list[Row]
     pairs: list[Row]
+    known: list[Row]
+    held_out: int
 
 
 def load(settings: Settings, seed: int) -> Data:
@@ -40,18 +51,21 @@ def load(settings: Settings, seed: int) -> Data:
     seen = {(row["language"], row["output"]) for row in train}
     questions = [row for row in held_out if (row["language"], row["output"]) in seen]
     if not questions:
-        raise ValueError("held_out: expected held-out questions besides English, got none")
+        raise ValueError(
+            f"languages: expected held-out questions besides English, got none with {', '.join(settings.languages)}"
+        )
     order = torch.randperm(len(questions), generator=torch.Generator().manual_seed(seed)).tolist()
     pairs = [row for row in train if row["instruction_en"]]
     shuffled = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed)).tolist()
-    chosen = sorted(order[: settings.questions])
-    return Data(train, [questions[index] for index in chosen], [pairs[index] for index in shuffled])
+    asked = [questions[index] for index in sorted(order[: settings.questions])]
+    facts = {row["fact_id"] for row in asked}
+    known = [row for row in train if row["language"] == "en" and row["fact_id"] in facts]
+    return Data(train, asked, [pairs[index] for index in shuffled], known, len(held_out))
 
 
 def prepare(settings: Settings, folder: str | Path) -> list[Path]:
     """Write all rows, and which of them each seed holds out, for a machine without CLDR; returns the files."""
-    root = Path(folder)
-    root.mkdir(parents=True, exist_ok=True)
+    root = output_folder(folder, "prepare")
     rows: list[Row] = []
     held_out: dict[str, list[int]] = {}
     for seed in settings.seeds:
@@ -59,7 +73,7 @@ def prepare(settings: Settings, folder: str | Path) -> list[Path]:
         rows = rows or sorted(splits["train"] + splits["held_out"], key=_key)
         unseen = set(map(_key, splits["held_out"]))
         held_out[str(seed)] = [index for index, row in enumerate(rows) if _key(row) in unseen]
-    write_text(root / ROWS, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(root / ROWS, json_lines(rows))
     write_text(root / SPLITS, json.dumps(held_out) + "\n")
     return [root / ROWS, root / SPLITS]
 
@@ -83,8 +97,8 @@ def _read(folder: Path, seed: int) -> dict[str, list[Row]]:
         raise ValueError(f"seeds: expected some of {', '.join(held_out)}, which {folder} has, got {seed}")
     unseen = set(held_out[str(seed)])
     splits: dict[str, list[Any]] = {"train": [], "held_out": []}
-    for index, line in enumerate((folder / ROWS).read_text(encoding="utf-8").splitlines()):
-        splits["held_out" if index in unseen else "train"].append(json.loads(line))
+    for index, record in enumerate(read_records(folder / ROWS, "data")):
+        splits["held_out" if index in unseen else "train"].append(record.row)
     return splits
 
 

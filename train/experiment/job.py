@@ -7,27 +7,35 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from cc_kernels import use_backend
-from cc_model import CCConfig, connection_disabled, fit_transform_matrix, patch_model
+from cc_model import CCConfig, fit_transform_matrix
 from cc_model.connection.decision_maker import mapped_bank
 from cc_model.data.collator import ParallelCollator
 from cc_model.data.prompt_batches import prompt_batches
 from cc_model.forward.bank import captured_bank
-from cc_model.integrations.trainer import PIVOT_KEYS, CCTrainer, PlainCollator, RichProgress, use_rich_progress
+from cc_model.integrations.trainer import STOCK_KEYS, SimulatedTraining
 from train.common.answers import generate_answers, is_correct
 from train.common.arguments import SftArguments
-from train.common.models import best_device, new_model, new_tokenizer, set_end_of_turn
+from train.common.models import best_device, connect, new_model, new_tokenizer, set_end_of_turn
+from train.common.modes import ENGLISH, MATRIX, OFF, VANILLA, answering
+from train.common.training import make_trainer
 from train.experiment.data import Data, load
-from train.experiment.settings import VANILLA, Condition, Settings
-from train.simulated import SimulatedTraining
+from train.experiment.settings import Condition, Settings
 
 IGNORE = -100
+
+
+class Trained(NamedTuple):
+    """What a training leaves behind: Trainer's log, and step and R² of each fit of simulated training."""
+
+    log: list[dict[str, Any]]
+    refits: list[tuple[int, float]]
 
 
 def run_job(settings: Settings, name: str, seed: int) -> dict[str, Any]:
@@ -43,9 +51,9 @@ def run_job(settings: Settings, name: str, seed: int) -> dict[str, Any]:
     data = load(settings, seed)
     model, collator = make_model(settings, condition, data, seed)
     with use_backend(settings.backend):
-        losses, refits = train(settings, condition, model, collator, data, seed)
+        trained = train(settings, condition, model, collator, data, seed)
         gc.collect()  # the trainer and its optimizer hold each other
-        trained = time.perf_counter()
+        middle = time.perf_counter()
         with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.bf16):
             modes, maps = evaluate(settings, name, model.eval(), collator, data)
     device = model.device
@@ -58,9 +66,9 @@ def run_job(settings: Settings, name: str, seed: int) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "modes": modes,
         "maps": maps,
-        "losses": losses,
-        "refits": refits,
-        "seconds": {"train": round(trained - start, 1), "evaluate": round(time.perf_counter() - trained, 1)},
+        "losses": [round(entry["loss"], 4) for entry in trained.log if "loss" in entry],
+        "refits": [[step, round(r2, 4)] for step, r2 in trained.refits],
+        "seconds": {"train": round(middle - start, 1), "evaluate": round(time.perf_counter() - middle, 1)},
         "backend": settings.backend,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
@@ -77,19 +85,31 @@ def make_model(settings: Settings, condition: Condition, data: Data, seed: int) 
         set_seed(seed)
         model = new_model(dict(settings.scratch or {}), tokenizer)
     if condition.method != VANILLA:
-        options = dict(condition.config)
-        if "simulated_share" in options:  # SimulatedTraining sets it
-            options["simulated_share"] = 0.0
-        patch_model(model, CCConfig.from_dict(options))
+        connect(model, CCConfig.from_dict(dict(condition.config)))
     collator = ParallelCollator(tokenizer, max_length=settings.max_length)
     set_end_of_turn(model, collator)
     return model.to(best_device()), collator
 
 
 def train(
-    settings: Settings, condition: Condition, model: Any, collator: ParallelCollator, data: Data, seed: int
-) -> tuple[list[float], list[list[float]]]:
-    """Train in place; returns the logged losses and, of simulated training, step and R² of each fit."""
+    settings: Settings,
+    condition: Condition,
+    model: Any,
+    collator: ParallelCollator,
+    data: Data,
+    seed: int,
+    logs: int = 20,
+    title: str | None = None,
+    console: Console | None = None,
+) -> Trained:
+    """Train in place.
+
+    Args:
+        settings, condition, model, collator, data, seed: as elsewhere in this module.
+        logs: how often to log.
+        title: of the progress bar; None shows none.
+        console: of rich.
+    """
     with tempfile.TemporaryDirectory() as folder:
         arguments = SftArguments(
             output_dir=folder,
@@ -97,7 +117,7 @@ def train(
             learning_rate=settings.learning_rate,
             per_device_train_batch_size=settings.batch_size,
             gradient_accumulation_steps=1,
-            logging_steps=max(1, settings.steps // 20),
+            logging_steps=max(1, settings.steps // logs),
             save_strategy="no",
             seed=seed,
             dataloader_num_workers=settings.workers,
@@ -105,15 +125,7 @@ def train(
             use_cpu=model.device.type == "cpu",
             bf16=settings.bf16,
         )
-        trainer = CCTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=data.train,
-            data_collator=collator if hasattr(model, "cc") else PlainCollator(collator),
-            processing_class=collator.tokenizer,
-        )
-        use_rich_progress(trainer, "", Console(quiet=True))
-        trainer.remove_callback(RichProgress)
+        trainer = make_trainer(model, collator, data.train, arguments, title=title, console=console)
         simulated = None
         share = condition.config.get("simulated_share", 0.0)
         if share > 0:
@@ -121,8 +133,19 @@ def train(
             simulated = SimulatedTraining(collator, pairs, share, condition.ramp, condition.refit_steps, 64)
             trainer.add_callback(simulated)
         trainer.train()
-    losses = [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry]
-    return losses, [[step, round(r2, 4)] for step, r2 in simulated.fits] if simulated else []
+    return Trained(trainer.state.log_history, simulated.fits if simulated else [])
+
+
+def fit(settings: Settings, model: Any, collator: ParallelCollator, data: Data, **options: Any) -> Any:
+    """Fit the matrix to the first pairs of the training; returns the report of `fit_transform_matrix`.
+
+    Args:
+        settings, model, collator, data: as elsewhere in this module.
+        options: of `fit_transform_matrix`, and `pairs`, how many, instead of the settings'.
+    """
+    pairs = data.pairs[: options.pop("pairs", settings.fit_pairs)]
+    batches = prompt_batches(model, collator, pairs, settings.eval_batch_size, progress=False)
+    return fit_transform_matrix(model, batches, progress=False, **options)
 
 
 def evaluate(
@@ -130,23 +153,16 @@ def evaluate(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Answers and likelihoods in every mode, and the quality of every fitted map."""
     if settings.conditions[name].method == VANILLA:
-        return {"plain": ask(settings, model, collator, data.questions)}, {}
-    modes: dict[str, Any] = {}
-    modes["english"] = ask(settings, model, collator, data.questions, pivot=True)
-    with connection_disabled(model):
-        modes["off"] = ask(settings, model, collator, data.questions)
+        return {VANILLA: ask(settings, model, collator, data.questions, VANILLA)}, {}
+    modes = {mode: ask(settings, model, collator, data.questions, mode) for mode in (ENGLISH, OFF)}
     maps: dict[str, Any] = {}
-    wanted: dict[str, Mapping[str, Any]] = {"matrix": {}}
+    wanted: dict[str, Mapping[str, Any]] = {MATRIX: {}}
     if name == settings.maps_of:
         wanted |= settings.maps
     for label, options in wanted.items():
-        options = dict(options)
-        pairs = data.pairs[: options.pop("pairs", settings.fit_pairs)]
-        batches = prompt_batches(model, collator, pairs, settings.eval_batch_size, progress=False)
-        fit_transform_matrix(model, batches, progress=False, **options)
-        unseen = map_quality(model, collator, data.questions, settings.eval_batch_size)
-        maps[label] = {"pairs": len(pairs), **unseen}
-        modes[label] = ask(settings, model, collator, data.questions)
+        report = fit(settings, model, collator, data, **options)
+        maps[label] = {"pairs": report.pairs, **map_quality(model, collator, data.questions, settings.eval_batch_size)}
+        modes[label] = ask(settings, model, collator, data.questions, MATRIX)
     return modes, maps
 
 
@@ -173,20 +189,35 @@ _MAIN = ("input_ids", "attention_mask", "connection_index")
 _PIVOT = ("pivot_input_ids", "pivot_attention_mask", "pivot_index")
 
 
-def ask(
-    settings: Settings, model: Any, collator: ParallelCollator, rows: Sequence[Any], pivot: bool = False
-) -> dict[str, Any]:
-    """Exact matches of greedy answers, and the negative log-likelihood of the right ones."""
+def answer(
+    settings: Settings, model: Any, collator: ParallelCollator, rows: Sequence[Any], mode: str, progress: bool = False
+) -> list[str]:
+    """Greedy answers in a mode of `train.common.modes`."""
     longest = max(len(collator.tokenizer(row["output"])["input_ids"]) for row in rows)
-    answers = generate_answers(
-        model, collator, rows, settings.eval_batch_size, pivot, progress=False, max_new_tokens=longest + 2
-    )
-    correct = "".join(str(int(is_correct(text, row["output"]))) for text, row in zip(answers, rows))
-    likelihood = [
-        value
-        for batch in likelihood_batches(model, collator, rows, settings, pivot)
-        for value in answer_nll(model, batch)
-    ]
+    options: dict[str, Any] = {"description": mode, "progress": progress, "max_new_tokens": longest + 2}
+    with answering(model, mode) as english:
+        return generate_answers(model, collator, rows, settings.eval_batch_size, english, **options)
+
+
+def marks(answers: Sequence[str], rows: Sequence[Any]) -> str:
+    """Which answers are right: a 1 or a 0 for each.
+
+    Example:
+        >>> marks(["yen", "Mark"], [{"output": "Yen"}, {"output": "Euro"}])
+        '10'
+    """
+    return "".join(str(int(is_correct(text, row["output"]))) for text, row in zip(answers, rows, strict=True))
+
+
+def ask(settings: Settings, model: Any, collator: ParallelCollator, rows: Sequence[Any], mode: str) -> dict[str, Any]:
+    """Exact matches of greedy answers, and the negative log-likelihood of the right ones."""
+    correct = marks(answer(settings, model, collator, rows, mode), rows)
+    with answering(model, mode) as english:
+        likelihood = [
+            value
+            for batch in likelihood_batches(model, collator, rows, settings, english)
+            for value in answer_nll(model, batch)
+        ]
     return {"correct": correct, "nll": likelihood}
 
 
@@ -194,12 +225,12 @@ def likelihood_batches(
     model: Any, collator: ParallelCollator, rows: Sequence[Any], settings: Settings, pivot: bool
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Rows with their answers, on the model's device, with what the mode may read."""
-    patched = hasattr(model, "cc")
-    hidden = PIVOT_KEYS if not patched else () if pivot else ("pivot_input_ids", "pivot_attention_mask", "pivot_index")
     size = max(1, settings.eval_batch_size // 8)  # logits of every token; several processes share a device
     for start in range(0, len(rows), size):
         batch = collator(rows[start : start + size])
-        yield {key: value.to(model.device) for key, value in batch.items() if key not in hidden}
+        connected = {"connection_index": batch["connection_index"]} if hasattr(model, "cc") else {}
+        kept = batch if pivot else {**{key: batch[key] for key in STOCK_KEYS if key in batch}, **connected}
+        yield {key: value.to(model.device) for key, value in kept.items()}
 
 
 @torch.no_grad()
@@ -217,4 +248,16 @@ def answer_nll(model: Any, batch: dict[str, torch.Tensor]) -> list[float]:
     return [round(value, 4) for value in (losses.sum(dim=1) / counts).tolist()]
 
 
-__all__ = ["answer_nll", "ask", "evaluate", "make_model", "map_quality", "run_job", "train"]
+__all__ = [
+    "Trained",
+    "answer",
+    "answer_nll",
+    "ask",
+    "evaluate",
+    "fit",
+    "make_model",
+    "map_quality",
+    "marks",
+    "run_job",
+    "train",
+]

@@ -7,28 +7,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-
-import matplotlib.pyplot as plt
-
-from train.experiment.settings import VANILLA, Settings
+from train.common.modes import ENGLISH, MATRIX, OFF, VANILLA
+from train.common.reports import save_figure, subplots
+from train.experiment.settings import Settings
 from train.experiment.statistics import accuracy, by_seed, difference
 
+COLORS = {ENGLISH: "tab:green", MATRIX: "tab:blue", OFF: "tab:gray"}
 Results = Sequence[Mapping[str, Any]]
 
 
 def plot(settings: Settings, results: Results, folder: Path) -> None:
     """Write `differences.png`, and `maps.png` where maps were compared, into `folder`."""
-    plain = by_seed(results, VANILLA, "plain", accuracy)
-    names = [name for name in settings.conditions if by_seed(results, name, "matrix", accuracy)]
-    figure, axes = plt.subplots(figsize=(7.5, 0.55 * max(3, len(names)) + 1.2), layout="constrained")
-    colors = {"english": "tab:green", "matrix": "tab:blue", "off": "tab:gray"}
-    labels = {"english": "true English", "matrix": "matrix (as a user answers)", "off": "connection off"}
-    for shift, (mode, color) in zip((-0.22, 0.0, 0.22), colors.items()):
+    vanilla = by_seed(results, VANILLA, VANILLA, accuracy)
+    names = [name for name in settings.conditions if by_seed(results, name, MATRIX, accuracy)]
+    figure, (axes,) = subplots(1, 1, 7.5, 0.55 * max(3, len(names)) + 1.2)
+    for shift, (mode, color) in zip((-0.22, 0.0, 0.22), COLORS.items()):
         for place, name in enumerate(names):
-            found = difference(by_seed(results, name, mode, accuracy), plain)
+            found = difference(by_seed(results, name, mode, accuracy), vanilla)
             if found is None:
                 continue
             axes.plot(
@@ -42,26 +37,26 @@ def plot(settings: Settings, results: Results, folder: Path) -> None:
             )
             axes.errorbar(
                 found.mean, place + shift, xerr=found.half, fmt="o", color=color, markersize=6, capsize=3,
-                label=labels[mode] if place == 0 else None,
+                label=mode if place == 0 else None,
             )  # fmt: skip
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlabel("held-out accuracy − vanilla (points; mean with 95 % interval; diamonds: seeds)")
     axes.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=len(labels), fontsize="small", frameon=False)
-    _save(figure, folder / "differences.png")
-    fits = [name for name in ("matrix", *settings.maps) if by_seed(results, settings.maps_of, name, accuracy)]
+    figure.legend(loc="outside upper center", ncols=len(COLORS), fontsize="small", frameon=False)
+    save_figure(figure, folder / "differences.png")
+    fits = [name for name in (MATRIX, *settings.maps) if by_seed(results, settings.maps_of, name, accuracy)]
     if len(fits) > 1:
         _plot_maps(settings, results, fits, folder)
 
 
 def _plot_maps(settings: Settings, results: Results, fits: Sequence[str], folder: Path) -> None:
     """What a map answers, against its R²; one point per seed, compared with the plain matrix of that seed."""
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    figure, (axes,) = subplots(1, 1, 7, 4)
     for name, marker in zip(fits, itertools.cycle("os^vDP*X")):
         points = [
-            (result["maps"][name]["r2"], accuracy(result["modes"][name]) - accuracy(result["modes"]["matrix"]))
+            (result["maps"][name]["r2"], accuracy(result["modes"][name]) - accuracy(result["modes"][MATRIX]))
             for result in results
             if result["condition"] == settings.maps_of and name in result["maps"]
         ]
@@ -73,14 +68,7 @@ def _plot_maps(settings: Settings, results: Results, fits: Sequence[str], folder
     )
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    _save(figure, folder / "maps.png")
-
-
-def _save(figure: Any, path: Path) -> None:
-    partial = path.with_name(f".{path.name}")
-    figure.savefig(partial, dpi=140, format="png")
-    plt.close(figure)
-    partial.replace(path)
+    save_figure(figure, folder / "maps.png")
 
 
 __all__ = ["plot"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import time
@@ -14,6 +13,9 @@ from typing import Any
 from rich.console import Console
 
 from cc_model.files import write_text
+from train.common.console import open_console, say
+from train.common.files import json_lines, output_folder, read_records
+from train.common.modes import VANILLA
 from train.experiment.settings import Settings
 
 RESULTS = "results.jsonl"
@@ -25,11 +27,16 @@ def read_results(folder: str | Path, settings: Settings | None = None) -> list[d
     path = Path(folder) / RESULTS
     if not path.is_file():
         return []
-    results = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    results = [_named(record.row) for record in read_records(path, "out")]
     if settings is None:
         return results
     known = {name: settings.fingerprint(name) for name in settings.conditions}
     return [result for result in results if result["fingerprint"] == known.get(result["condition"])]
+
+
+def _named(result: dict[str, Any]) -> dict[str, Any]:
+    """A result of an earlier version, in which vanilla's mode was called plain, under the names of today."""
+    return {**result, "modes": {VANILLA if name == "plain" else name: mode for name, mode in result["modes"].items()}}
 
 
 def run_all(
@@ -52,18 +59,17 @@ def run_all(
         console: of rich; a new one if None.
 
     Raises:
-        ValueError: `jobs` is below 1.
+        ValueError: `jobs` is below 1, or nothing can be written into the folder.
     """
     if jobs < 1:
         raise ValueError(f"jobs: expected 1 or more, got {jobs}")
-    console, root, start = console or Console(), Path(folder), time.monotonic()
-    root.mkdir(parents=True, exist_ok=True)
+    console, root, start = open_console(console), output_folder(folder, "out"), time.monotonic()
     results = read_results(root, settings)
     others = [result for result in read_results(root) if result not in results]
     done = {(result["condition"], result["seed"]) for result in results}
     waiting: list[Job] = [(name, seed) for seed in settings.seeds for name in settings.conditions]
     waiting = [job for job in waiting if job not in done]
-    console.print(f"{len(done)} of {len(done) + len(waiting)} jobs are done, {jobs} at a time", highlight=False)
+    say(console, f"{len(done)} of {len(done) + len(waiting)} jobs are done, {jobs} at a time")
     # Forked from a server that has imported everything, before any device is initialised.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train.experiment.job"])
@@ -72,7 +78,7 @@ def run_all(
         while waiting or running:
             late = stop_after is not None and time.monotonic() - start > stop_after
             if late and waiting:
-                console.print(f"time is up: {len(waiting)} jobs are left for another run", highlight=False)
+                say(console, f"time is up: {len(waiting)} jobs are left for another run")
                 waiting = []
             while waiting and len(running) < jobs:
                 job = waiting.pop(0)
@@ -81,11 +87,11 @@ def run_all(
                 name, seed = running.pop(future)
                 result, failure = future.result()
                 if failure:
-                    console.print(f"{name}, seed {seed} failed:\n{failure}", markup=False, highlight=False)
+                    say(console, f"{name}, seed {seed} failed:\n{failure}")
                     continue
                 results.append(result)
-                write_text(root / RESULTS, "".join(json.dumps(each) + "\n" for each in others + results))
-                console.print(_line(result, time.monotonic() - start), highlight=False)
+                write_text(root / RESULTS, json_lines(others + results))
+                say(console, _line(result, time.monotonic() - start))
     return results
 
 

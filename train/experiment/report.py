@@ -7,12 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from cc_model.files import write_text
+from train.common.files import output_folder
+from train.common.modes import ENGLISH, MATRIX, OFF, TITLES, VANILLA
+from train.common.reports import markdown_table
 from train.experiment.plots import plot
-from train.experiment.settings import VANILLA, Settings
-from train.experiment.statistics import Estimate, accuracy, by_seed, difference, estimate, likelihood
+from train.experiment.settings import Settings
+from train.experiment.statistics import (
+    Estimate,
+    accuracy,
+    by_seed,
+    difference,
+    estimate,
+    likelihood,
+    signed,
+    verdict,
+)
 
 Results = Sequence[Mapping[str, Any]]
-ANSWERS = {"matrix": "at inference", "english": "true English", "off": "off"}
+MODES = (OFF, MATRIX, ENGLISH)
 
 
 def write_report(settings: Settings, results: Results, folder: Path) -> Path:
@@ -21,13 +33,12 @@ def write_report(settings: Settings, results: Results, folder: Path) -> Path:
     Raises:
         ValueError: no result of vanilla, with which the others are compared.
     """
-    plain = by_seed(results, VANILLA, "plain", accuracy)
-    if not plain:
+    vanilla = by_seed(results, VANILLA, VANILLA, accuracy)
+    if not vanilla:
         raise ValueError(f"results: expected at least one of condition 'vanilla' in {folder}, got none")
-    folder.mkdir(parents=True, exist_ok=True)
-    plot(settings, results, folder)
-    path = folder / "report.md"
+    path = output_folder(folder, "out") / "report.md"
     write_text(path, "\n".join(render(settings, results)) + "\n")
+    plot(settings, results, folder)
     return path
 
 
@@ -77,8 +88,7 @@ def _set_up(settings: Settings, results: Results) -> list[str]:
         "language of the question; the answer occurs in training in that language. An answer counts when "
         "it is exactly the expected text (greedy decoding).",
         "",
-        "*At inference* is what a user gets: plain answers of vanilla, the Transform Matrix for the others. *True "
-        "English* reads the English question too, *off* is the same model without the connection.",
+        "; ".join(f"*{mode}*: {TITLES[mode]}" for mode in (VANILLA, *MODES)) + ".",
         "",
         "Numbers are means over seeds; ± is the half width of the 95 % interval over seeds (Student's t, paired where "
         "a difference is shown). With so few seeds the intervals are wide, and none is corrected for the number of "
@@ -93,52 +103,49 @@ def _range(results: Results, key: str) -> str:
 
 
 def _table(settings: Settings, results: Results, measure: Any, unit: str, digits: int) -> list[str]:
-    plain = by_seed(results, VANILLA, "plain", measure)
-    rows: list[tuple[str, ...]] = [
-        ("vanilla", str(len(plain)), _shown(estimate(list(plain.values())), unit, digits), "", "", "")
-    ]
+    vanilla = by_seed(results, VANILLA, VANILLA, measure)
+    shown = _shown(estimate(list(vanilla.values())), unit, digits)
+    rows: list[tuple[str, ...]] = [(VANILLA, str(len(vanilla)), shown, "", "", "", "")]
     for name in settings.conditions:
-        cells = {mode: by_seed(results, name, mode, measure) for mode in ANSWERS}
-        if not cells["matrix"]:
+        cells = {mode: by_seed(results, name, mode, measure) for mode in MODES}
+        if not cells[MATRIX]:
             continue
-        gain = difference(cells["matrix"], plain)
-        shown = [_shown(estimate(list(values.values())), unit, digits) for values in cells.values()]
-        rows.append((name, str(len(cells["matrix"])), *shown, _signed(gain, digits) if gain else ""))
-    head = ("condition", "seeds", *ANSWERS.values(), "at inference − vanilla")
-    return _markdown(head, rows)
+        gain = difference(cells[MATRIX], vanilla)
+        values = [_shown(estimate(list(each.values())), unit, digits) for each in cells.values()]
+        rows.append((name, str(len(cells[MATRIX])), "", *values, signed(gain, digits) if gain else ""))
+    return markdown_table(("condition", "seeds", VANILLA, *MODES, f"{MATRIX} − {VANILLA}"), rows)
 
 
 def _words(settings: Settings, results: Results) -> list[str]:
-    plain = by_seed(results, VANILLA, "plain", accuracy)
+    vanilla = by_seed(results, VANILLA, VANILLA, accuracy)
     lines = []
     for name in settings.conditions:
-        modes = {mode: by_seed(results, name, mode, accuracy) for mode in ANSWERS}
-        if not modes["matrix"]:
+        modes = {mode: by_seed(results, name, mode, accuracy) for mode in MODES}
+        if not modes[MATRIX]:
             continue
-        gain, lost = difference(modes["matrix"], plain), difference(modes["english"], modes["matrix"])
-        brought = difference(modes["matrix"], modes["off"])
+        gain, lost = difference(modes[MATRIX], vanilla), difference(modes[ENGLISH], modes[MATRIX])
+        brought = difference(modes[MATRIX], modes[OFF])
         if gain and lost and brought:
             lines.append(
-                f"- **{name}**, answering with the matrix, against vanilla: {_verdict(gain)}. True English activations "
-                f"against the matrix: {_verdict(lost)}. The matrix against no connection, same weights: "
-                f"{_verdict(brought)}."
+                f"- **{name}**: *{MATRIX}* against *{VANILLA}*: {verdict(gain)}. *{ENGLISH}* against *{MATRIX}*: "
+                f"{verdict(lost)}. *{MATRIX}* against *{OFF}*, same weights: {verdict(brought)}."
             )
     summary = (
         f"{_clear(settings, results, accuracy, 1)} {_clear(settings, results, likelihood, -1)} The others cannot be "
         "told from vanilla with these seeds."
     )
-    base = by_seed(results, "cc", "matrix", accuracy)
+    base = by_seed(results, "cc", MATRIX, accuracy)
     for name in settings.conditions:
-        against = difference(by_seed(results, name, "matrix", accuracy), base) if name != "cc" else None
+        against = difference(by_seed(results, name, MATRIX, accuracy), base) if name != "cc" else None
         if against and against.clear:
-            lines.append(f"- {name} against the published recipe (cc), both with the matrix: {_verdict(against)}.")
+            lines.append(f"- {name} against the published recipe (cc), both *{MATRIX}*: {verdict(against)}.")
     return [summary, "", *lines]
 
 
 def _clear(settings: Settings, results: Results, measure: Any, better: int) -> str:
-    """Which conditions differ clearly from vanilla at inference; `better` is the sign of a gain."""
-    plain = by_seed(results, VANILLA, "plain", measure)
-    gains = {name: difference(by_seed(results, name, "matrix", measure), plain) for name in settings.conditions}
+    """Which conditions, answering with the matrix, differ clearly from vanilla; `better` is the sign of a gain."""
+    vanilla = by_seed(results, VANILLA, VANILLA, measure)
+    gains = {name: difference(by_seed(results, name, MATRIX, measure), vanilla) for name in settings.conditions}
     signs = {name: better * found.mean > 0 for name, found in gains.items() if found and found.clear}
     above, below = ([name for name, gain in signs.items() if gain == side] for side in (True, False))
     what = "accuracy" if measure is accuracy else "the likelihood of the right answers"
@@ -146,9 +153,9 @@ def _clear(settings: Settings, results: Results, measure: Any, better: int) -> s
 
 
 def _maps(settings: Settings, results: Results) -> list[str]:
-    base = by_seed(results, settings.maps_of, "matrix", accuracy)
+    base = by_seed(results, settings.maps_of, MATRIX, accuracy)
     rows = []
-    for name in ("matrix", *settings.maps):
+    for name in (MATRIX, *settings.maps):
         fits = [
             result["maps"][name]
             for result in results
@@ -157,7 +164,7 @@ def _maps(settings: Settings, results: Results) -> list[str]:
         if not fits:
             continue
         right = by_seed(results, settings.maps_of, name, accuracy)
-        against = difference(right, base) if name != "matrix" else None
+        against = difference(right, base) if name != MATRIX else None
         rows.append(
             (
                 name,
@@ -165,7 +172,7 @@ def _maps(settings: Settings, results: Results) -> list[str]:
                 *(f"{sum(fit[key] for fit in fits) / len(fits):.2f}" for key in ("r2", "median_layer_r2")),
                 _shown(estimate(list(right.values())), " %", 1),
                 _shown(estimate(list(by_seed(results, settings.maps_of, name, likelihood).values())), "", 3),
-                _signed(against, 1) if against else "",
+                signed(against, 1) if against else "",
             )
         )
     head = ("map", "pairs", "R²", "R², median layer", "accuracy", "nats per token", "accuracy − matrix")
@@ -173,7 +180,7 @@ def _maps(settings: Settings, results: Results) -> list[str]:
         f"Fitted to the models of condition `{settings.maps_of}` after training; R² on the prompts of the held-out "
         "questions, which no fit has seen. `matrix` is the paper's: one for all layers, no bias, no ridge.",
         "",
-        *_markdown(head, rows),
+        *markdown_table(head, rows),
     ]
 
 
@@ -192,7 +199,7 @@ def _training(settings: Settings, results: Results) -> list[str]:
         "English and those that do not), and R² of the matrix on the pairs of its fit, at the start and at the end. "
         "Times are of jobs that shared the device.",
         "",
-        *_markdown(("condition", "loss", "time to train", "R² while training"), rows),
+        *markdown_table(("condition", "loss", "time to train", "R² while training"), rows),
     ]
 
 
@@ -213,31 +220,9 @@ def _options(condition: Any) -> dict[str, Any]:
     return options
 
 
-def _verdict(found: Estimate) -> str:
-    """A difference in points, in words.
-
-    Example:
-        >>> _verdict(estimate([1.0, 2.0, 3.0]))
-        '+2.0 ± 2.5 points: no clear difference'
-    """
-    word = ("clearly higher" if found.mean > 0 else "clearly lower") if found.clear else "no clear difference"
-    return f"{_signed(found, 1)} points: {word}"
-
-
-def _signed(found: Estimate, digits: int) -> str:
-    half = "" if found.half is None else f" ± {found.half:.{digits}f}"
-    mean = round(found.mean, digits) + 0.0  # no negative zero
-    return f"{mean:+.{digits}f}{half}".replace("-", "−")
-
-
 def _shown(found: Estimate, unit: str, digits: int) -> str:
     half = "" if found.half is None else f" ± {found.half:.{digits}f}"
     return f"{found.mean:.{digits}f}{half}{unit}"
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return [f"| {' | '.join(cell or ' ' for cell in line)} |" for line in lines]
 
 
 __all__ = ["render", "write_report"]

@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from cc_model import CCConfig
+from train.common.modes import VANILLA
 
-VANILLA = "vanilla"
 FIT_OPTIONS = ("ridge", "per_layer", "affine", "pairs")
 
 
@@ -24,8 +24,8 @@ class Condition:
 
     Args:
         method: `"vanilla"` or `"cc"`.
-        config: fields of `cc_model.CCConfig`; with `simulated_share` the training uses `train.simulated`.
-        ramp: of `train.simulated.SimulatedTraining`.
+        config: fields of `cc_model.CCConfig`; with `simulated_share` the training uses `SimulatedTraining`.
+        ramp: of `cc_model.integrations.trainer.SimulatedTraining`.
         refit_steps: of the same.
     """
 
@@ -97,7 +97,12 @@ class Settings:
             raise ValueError("expected seeds, and steps, batch_size, questions and eval_batch_size above 0")
 
     def fingerprint(self, name: str) -> str:
-        """Of all that a result of the condition `name` depends on: not other conditions, seeds or where files are."""
+        """A short hash of every setting on which the results of the condition `name` depend.
+
+        Two runs with the same hash and the same seed give the same numbers, so a kept result with this hash is not
+        computed again. Left out is what changes no number: the other conditions, the list of seeds (a result names its
+        own), the folder of the data, the number of workers and the backend.
+        """
         fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in _NOT_PART_OF_A_RESULT}
         if not self.bf16:  # results from before it was an option keep their fingerprint
             del fields["bf16"]
@@ -144,4 +149,4 @@ def _refuse_unknown(what: str, entries: Mapping[str, Any], kind: type) -> None:
             raise ValueError(f"{what}: unknown entry {name!r}; expected some of {', '.join(sorted(known))}")
 
 
-__all__ = ["VANILLA", "Condition", "Settings", "read_settings"]
+__all__ = ["Condition", "Settings", "read_settings"]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from model_pairs import pair
+from model_pairs import gumbel, pair
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.measure.counting import OpCounter
+from benchmarks.measure.counting import SYNCHRONISING, OpCounter
 from cc_model import CCConfig
 
 LAYERS, ROWS, MAIN, PIVOT = 32, 16, 48, 40
@@ -49,6 +50,40 @@ def test_added_ops_and_synchronisations(pivot_grad):
     assert added <= 24, "one gather for each layer, less the pivot pass's cache and head, and a fixed rest"
     assert connected.synchronisations == plain.synchronisations
     assert plain.ops["aten.mm.default"] - connected.ops["aten.mm.default"] == 0, "head of the pivot pass ↔ decision"
+
+
+class Order(TorchDispatchMode):
+    """The names of matrix products and of ops that a GPU would make the host wait for, in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if str(func) in {"aten.mm.default", *SYNCHRONISING}:
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_nobody_waits_for_the_pivot_pass(side):
+    """Whatever asks the device does so before the first layer of the first pass; the gradients are those without."""
+    _, model = pair("llama", num_hidden_layers=2, attn_implementation="sdpa")
+    data = inputs()
+    padding = slice(0, 3) if side == "left" else slice(-3, None)
+    for name in ("attention_mask", "pivot_attention_mask"):
+        data[name][::2, padding] = 0
+    data["labels"][data["attention_mask"] == 0] = -100
+    model.train()
+    with Order() as order:
+        loss = model(**data, gumbel_noise=gumbel(ROWS, 2)).loss
+    assert any(name in SYNCHRONISING for name in order.names), (
+        "transformers asks no more: this test has lost its object"
+    )
+    first_layer = order.names.index("aten.mm.default")
+    assert not SYNCHRONISING & set(order.names[first_layer:])
+    model.set_attn_implementation("eager")  # which asks nothing, so that its mask is made where it always was
+    torch.testing.assert_close(model(**data, gumbel_noise=gumbel(ROWS, 2)).loss, loss, rtol=0, atol=1e-6)
 
 
 def test_decode_step_adds_nothing():

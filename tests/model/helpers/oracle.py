@@ -1,6 +1,7 @@
 """The connection written a second time, slowly: forward hooks on a stock model, loops over rows, two full prefills.
 
-Shares no code with the library, so that an error in one of the two shows.
+Shares no code with the library, so that an error in one of the two shows: where a family keeps its layers, and which
+module's output a layer adds to its stream, stands here a second time.
 """
 
 from __future__ import annotations
@@ -10,11 +11,56 @@ import contextlib
 import torch
 from torch import Tensor
 
+LAYERS = {
+    "bloom": "transformer.h",
+    "falcon": "transformer.h",
+    "gemma3": "model.language_model.layers",
+    "gemma4": "model.language_model.layers",
+    "gpt2": "transformer.h",
+    "gpt_neox": "gpt_neox.layers",
+    "llama4": "language_model.model.layers",
+    "mistral3": "model.language_model.layers",
+    "qwen3_5": "model.language_model.layers",
+    "qwen3_5_moe": "model.language_model.layers",
+}
+ADDED = {
+    "bloom": "mlp.dense_4h_to_h",
+    "exaone4": "post_feedforward_layernorm",
+    "falcon_h1": "feed_forward",
+    "gemma2": "post_feedforward_layernorm",
+    "gemma3": "post_feedforward_layernorm",
+    "gemma3_text": "post_feedforward_layernorm",
+    "gemma4": "post_feedforward_layernorm",
+    "gemma4_text": "post_feedforward_layernorm",
+    "glm4": "post_mlp_layernorm",
+    "granitemoe": "block_sparse_moe",
+    "jamba": "feed_forward",
+    "lfm2": "feed_forward",
+    "llama4": "feed_forward",
+    "llama4_text": "feed_forward",
+    "olmo2": "post_feedforward_layernorm",
+    "olmo3": "post_feedforward_layernorm",
+    "xglm": "fc2",
+}
+
+
+def layers(model):
+    """The decoder layers of a stock model."""
+    return model.get_submodule(LAYERS.get(model.config.model_type, "model.layers"))
+
+
+def added(model):
+    """The module whose output each layer adds to its stream."""
+    name = ADDED.get(model.config.model_type, "mlp")
+    if model.config.model_type != "olmo_hybrid":
+        return [layer.get_submodule(name) for layer in layers(model)]
+    return [getattr(layer, "post_feedforward_layernorm", layer.mlp) for layer in layers(model)]  # of attention alone
+
 
 @contextlib.contextmanager
 def hooked(model, make_hook):
-    """Forward hooks `make_hook(layer_index)` on every feed-forward block."""
-    handles = [layer.mlp.register_forward_hook(make_hook(i)) for i, layer in enumerate(model.model.layers)]
+    """Forward hooks `make_hook(layer_index)` on what every layer adds."""
+    handles = [module.register_forward_hook(make_hook(i)) for i, module in enumerate(added(model))]
     try:
         yield
     finally:
@@ -25,8 +71,16 @@ def hooked(model, make_hook):
 def capture(model, ids: Tensor, mask: Tensor | None, index: list[int]) -> Tensor:
     """Bank (L, B, d)."""
     found = {}
-    with hooked(model, lambda i: lambda module, args, output: found.__setitem__(i, output)):
-        model.model(input_ids=ids, attention_mask=mask, use_cache=False)
+
+    def make_hook(i):
+        def hook(module, args, output):
+            tensor = output[0] if isinstance(output, tuple) else output
+            found[i] = tensor.reshape(*ids.shape, -1).clone()  # some layers write to it
+
+        return hook
+
+    with hooked(model, make_hook):
+        model(input_ids=ids, attention_mask=mask, use_cache=False)
     return torch.stack([torch.stack([found[i][b, p] for b, p in enumerate(index)]) for i in sorted(found)])
 
 
@@ -41,17 +95,19 @@ def decide(bank: Tensor, embeds: Tensor, weight: Tensor, noise: Tensor | None = 
 
 
 def connected_logits(model, ids, mask, index: list[int], updates: list[Tensor | None], layer: int = 0, **options):
-    """The stock model's output with `updates[b]` added to the feed-forward output of `layer` at `index[b]`."""
+    """The stock model's output with `updates[b]` added to what `layer` adds at `index[b]`."""
 
     def make_hook(i):
         def hook(module, args, output):
             if i != layer:
                 return None
-            output = output.clone()
+            tensor = output[0] if isinstance(output, tuple) else output
+            changed = tensor.reshape(*ids.shape, -1).clone()
             for b, update in enumerate(updates):
                 if update is not None:
-                    output[b, index[b]] = output[b, index[b]] + update
-            return output
+                    changed[b, index[b]] = changed[b, index[b]] + update
+            changed = changed.view_as(tensor)
+            return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
         return hook
 

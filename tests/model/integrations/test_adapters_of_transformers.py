@@ -1,4 +1,4 @@
-"""Adapters that transformers itself puts on a model: `add_adapter`, `load_adapter`, and a folder with one in it."""
+"""Adapters that transformers itself puts on a model: `add_adapter`, `load_adapter`, and a folder that holds one."""
 
 from __future__ import annotations
 

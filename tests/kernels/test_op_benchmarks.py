@@ -1,4 +1,4 @@
-"""The GPU check itself, on shapes so small that a CPU runs it; its numbers mean nothing there."""
+"""The benchmarks of ops and the tuner, on shapes so small that a CPU runs them; their numbers mean nothing there."""
 
 import json
 from importlib import import_module
@@ -7,34 +7,55 @@ import pytest
 import torch
 from kernel_harness import DEVICE, INTERPRETED, needs_triton
 
-from benchmarks import gpu_check, tune
+from benchmarks import tune
 from benchmarks.measure import timing
+from benchmarks.measure.sources import content
+from benchmarks.ops import __main__ as program
 from benchmarks.ops import cases, connect, gate_up_swiglu, swiglu
 from benchmarks.ops.cases import Case, measure
 from cc_kernels import use_backend
 from cc_kernels.aot.floors import Cost
 
 
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Compiling takes half a minute on a CPU; the program switches it off in a smoke test, for its process."""
+    monkeypatch.setattr(cases, "COMPILES", False)
+
+
 @pytest.mark.skipif(INTERPRETED, reason="runs once, in the process that is not interpreted")
-def test_smoke(tmp_path, monkeypatch):
-    monkeypatch.setattr(cases, "compiled", lambda op: op)
-    for op in gpu_check.OPS:
-        module = import_module(f"benchmarks.ops.{op}")
-        if hasattr(module, "compiled"):
-            monkeypatch.setattr(module, "compiled", lambda op: op)  # compiling takes half a minute on a CPU
-    assert gpu_check.main(["--out", str(tmp_path), "--smoke"]) == 0
-    sections = json.loads((tmp_path / "gpu_check.json").read_text())["sections"]
-    assert list(sections) == ["device", "copy", *gpu_check.OPS]
-    for op in gpu_check.OPS:
-        assert sections[op]
-        assert all("eager_us" in row for row in sections[op])
-        assert all("device_us" in row for row in sections[op] if row["implementation"] != "published")
+def test_smoke(tmp_path, uncompiled):
+    out = tmp_path / "ops.json"
+    assert program.main([*program.OPS, "--out", str(out), "--smoke"]) == 0
+    record = json.loads(out.read_text())
+    assert record["smoke"] is True
+    assert record["content"] == {op: content(op) for op in program.OPS}
+    assert list(record["ops"]) == list(program.OPS)
+    for rows in record["ops"].values():
+        assert rows
+        assert all("eager_us" in row for row in rows)
+        assert all("device_us" in row for row in rows if row["implementation"] != "published")
+
+
+@pytest.mark.skipif(INTERPRETED, reason="runs once, in the process that is not interpreted")
+def test_cases_that_there_is_no_time_for_are_named(tmp_path, uncompiled):
+    out = tmp_path / "ops.json"
+    assert program.main(["swiglu", "--out", str(out), "--smoke", "--seconds", "-1"]) == 0
+    rows = json.loads(out.read_text())["ops"]["swiglu"]
+    assert len(rows) == 4
+    assert all(row["left out"] == "no time left" for row in rows)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="runs once, in the process that is not interpreted")
+def test_an_op_of_ours_that_is_wrong_is_a_failure(tmp_path, uncompiled, monkeypatch):
+    monkeypatch.setattr(cases, "disagreement", lambda result, expected: "result 0 differs")
+    assert program.main(["add_rows", "--smoke", "--out", str(tmp_path / "ops.json")]) == 1
 
 
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="this machine has a GPU")
 def test_without_a_gpu(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        gpu_check.main(["--out", str(tmp_path)])
+        program.main(["swiglu", "--out", str(tmp_path / "ops.json")])
     assert "expected a GPU that torch can use, found none" in capsys.readouterr().err
 
 

@@ -1,0 +1,60 @@
+"""What a connected forward returns: the output of the stock class, with the decision in one more field."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+from torch import Tensor
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import ModelOutput
+
+FIELD = "decision_weights"
+
+
+@dataclasses.dataclass
+class ConnectedCausalLMOutput(CausalLMOutputWithPast):
+    """The stock output plus `decision_weights` `(B, L)`, all zero for a row without a connection."""
+
+    decision_weights: Tensor | None = None
+
+
+def connected_output(output: ModelOutput, weights: Tensor) -> ModelOutput:
+    """`output` with `decision_weights`; an instance of its own class, whose other fields it keeps.
+
+    Example:
+        >>> import torch
+        >>> from transformers.modeling_outputs import MoeCausalLMOutputWithPast
+        >>> found = connected_output(MoeCausalLMOutputWithPast(logits=torch.ones(1)), torch.ones(1, 2))
+        >>> isinstance(found, MoeCausalLMOutputWithPast), found.router_logits, tuple(found.decision_weights.shape)
+        (True, None, (1, 2))
+    """
+    return _connected_class(type(output))(**output, **{FIELD: weights})
+
+
+@functools.cache
+def _connected_class(stock: type) -> Any:
+    """The subclass of an output class with the field; the same one at every call."""
+    if stock is CausalLMOutputWithPast:
+        return ConnectedCausalLMOutput
+    namespace = {
+        "__reduce__": _reduce,
+        "__module__": stock.__module__,
+        "__doc__": stock.__doc__,
+        "cc_stock_class": stock,
+    }
+    field = (FIELD, Tensor | None, dataclasses.field(default=None))
+    return dataclasses.make_dataclass(stock.__name__, [field], bases=(stock,), namespace=namespace)
+
+
+def _reduce(self: Any) -> Any:
+    """Pickle by the stock class, which is importable under its name."""
+    return _rebuild, (type(self).cc_stock_class, dict(self))
+
+
+def _rebuild(stock: type, fields: dict[str, Any]) -> Any:
+    return _connected_class(stock)(**fields)
+
+
+__all__ = ["FIELD", "ConnectedCausalLMOutput", "connected_output"]

@@ -1,0 +1,162 @@
+"""Resuming a training with the options that it was begun with.
+
+The weights of a resumed training come from its checkpoint, whatever `--model` says, and its first steps read rows as
+the options said then. Other options now would go unnoticed, or train one model half in one way and half in another.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from cc_model import CCConfig
+from train.common.arguments import CollatorArguments, DataArguments, ModelArguments
+from train.common.models import CC_CONFIG_FILE, load_options, load_tokenizer, save_options
+
+CONNECTION = tuple(each.name for each in fields(CCConfig))
+# Options that may be spelled in several ways: what they come to is compared by `check_parts`.
+BY_WHAT_THEY_GIVE = ("scratch", "scratch_vocab_size", "tokenizer", "chat_template", "dtype", "attn_implementation")
+COLUMNS = ("instruction_column", "instruction_en_column", "output_column")
+SIMULATED = ("simulated_ramp", "refit_steps")
+# Entries of a model's configuration that say how it was made or is run, not what it is.
+NOT_THE_MODEL = (
+    *("transformers_version", "use_cache", "architectures", "dtype", "torch_dtype"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", "keys_to_ignore_at_inference"),  # set by Trainer, and by us
+)
+
+
+class KeepOptions(TrainerCallback):
+    """Puts the options into every checkpoint, where `check_options` finds them."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.options = options
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write them beside the weights."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():
+            save_options(folder, self.options)
+
+
+def options_of(model: ModelArguments, data: DataArguments, tokens: CollatorArguments) -> dict[str, Any]:
+    """What is kept of the options: which model, which rows, and how rows become tokens."""
+    return {"model": asdict(model), "data": asdict(data), "collator": asdict(tokens)}
+
+
+def check_options(checkpoint: str, options: Mapping[str, Any]) -> None:
+    """Compare the options of a resumed training with those of its checkpoint, before anything is loaded.
+
+    Args:
+        checkpoint: folder of a checkpoint.
+        options: what `options_of` gives.
+
+    Raises:
+        ValueError: an option that changes what the model is, or how rows become tokens, is another one; the message
+            names it, what the checkpoint has and what was given.
+    """
+    kept = load_options(checkpoint)
+    method = _method(checkpoint, kept)
+    if method not in (None, options["model"]["method"]):
+        raise _other("method", checkpoint, method, options["model"]["method"])
+    given = {**options["model"], **options["collator"], **{name: options["data"][name] for name in COLUMNS}}
+    for name, value in _kept(checkpoint, kept, method):
+        if name in given and not _same(name, value, given[name]):
+            raise _other(name, checkpoint, value, given[name])
+
+
+def other_rows(checkpoint: str, options: Mapping[str, Any]) -> list[str]:
+    """What differs in the choice of rows, in words: allowed, but a resumed training goes on at a row's number."""
+    kept = load_options(checkpoint).get("data", {})
+    return [
+        f"{name}: the checkpoint was trained with {_shown(kept[name])}, now it is {_shown(value)}"
+        for name, value in options["data"].items()
+        if name in kept and not _same(name, kept[name], value)
+    ]
+
+
+def _method(checkpoint: str, kept: Mapping[str, Any]) -> str | None:
+    """How a checkpoint was trained, by its own files; sharded ones have none and the kept options say it."""
+    if (Path(checkpoint) / CC_CONFIG_FILE).is_file():
+        return "cc"
+    return "vanilla" if (Path(checkpoint) / "config.json").is_file() else kept.get("model", {}).get("method")
+
+
+def _kept(checkpoint: str, kept: Mapping[str, Any], method: str | None) -> Iterator[tuple[str, Any]]:
+    """Names and values of the checkpoint's options that have to stay."""
+    model = dict(kept.get("model", {}))
+    if method == "vanilla":
+        model = {name: value for name, value in model.items() if name not in (*CONNECTION, *SIMULATED)}
+    elif (Path(checkpoint) / CC_CONFIG_FILE).is_file():
+        config = json.loads((Path(checkpoint) / CC_CONFIG_FILE).read_text(encoding="utf-8"))
+        config.pop("simulated_share", None)  # rises during the training; the option stands in `kept`
+        model |= config
+    yield from ((name, value) for name, value in model.items() if name not in BY_WHAT_THEY_GIVE)
+    yield from kept.get("collator", {}).items()
+    yield from ((name, kept["data"][name]) for name in COLUMNS if name in kept.get("data", {}))
+
+
+def _same(name: str, old: Any, new: Any) -> bool:
+    """Whether two values of an option are one; a folder is the same by whichever path it was named."""
+    if name in ("model", "dataset") and old and new:
+        return os.path.realpath(old) == os.path.realpath(new)
+    return old == new
+
+
+def check_parts(checkpoint: str, model: Any, tokenizer: Any, options: ModelArguments) -> None:
+    """Compare model and tokenizer, as the options gave them, with those of the checkpoint, before they train.
+
+    Raises:
+        ValueError: another architecture or size, other numbers, another vocabulary or chat template; the message names
+            the option that gave it.
+    """
+    folder, kept = Path(checkpoint), load_options(checkpoint)
+    source = "scratch" if options.scratch is not None else "model"
+    if (folder / "config.json").is_file():
+        old = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        new = json.loads(model.config.to_json_string(use_diff=False))
+        differing = [name for name in old if _is_of_the_model(name) and name in new and new[name] != old[name]]
+        if differing:
+            asked = [name for name in differing if f'"{name}"' in (options.scratch or "")]  # others follow from these
+            name = (asked or differing)[0]
+            named = "scratch_vocab_size" if (name, source) == ("vocab_size", "scratch") else source
+            raise _other(named, checkpoint, f"{name}={old[name]}", f"{name}={new[name]}")
+        dtype, now = old.get("dtype", old.get("torch_dtype")), str(model.dtype).removeprefix("torch.")
+        # DeepSpeed and FSDP train and save weights of their own type: with the option of then, theirs is not asked.
+        if dtype not in (None, now) and kept.get("model", {}).get("dtype", options.dtype) != options.dtype:
+            raise _other("dtype", checkpoint, dtype, now)
+    if any(folder.glob("tokenizer*")):
+        _check_tokenizer(checkpoint, load_tokenizer(checkpoint), tokenizer, options)
+
+
+def _is_of_the_model(name: str) -> bool:
+    return name not in NOT_THE_MODEL and not name.startswith("_")
+
+
+def _check_tokenizer(checkpoint: str, old: Any, new: Any, options: ModelArguments) -> None:
+    if old.get_vocab() != new.get_vocab():
+        # That of a new model is trained on the rows.
+        made = options.scratch is not None and options.tokenizer is None
+        raise _other("dataset" if made else "tokenizer", checkpoint, f"{len(old)} tokens", f"{len(new)} other tokens")
+    if old.chat_template != new.chat_template:
+        raise _other("chat_template", checkpoint, repr(old.chat_template), repr(new.chat_template))
+
+
+def _other(name: str, checkpoint: str, old: Any, new: Any) -> ValueError:
+    return ValueError(
+        f"{name}: the checkpoint {checkpoint} was trained with {_shown(old)}, now it is {_shown(new)}; resume with the "
+        "same option, or train anew in another --output_dir"
+    )
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+__all__ = ["KeepOptions", "check_options", "check_parts", "options_of", "other_rows"]
