@@ -16,6 +16,7 @@ from einops import einsum, rearrange, reduce
 from torch import Tensor
 
 from cc_kernels.functions import select_row, straight_through, wide_dtype
+from cc_kernels.library import is_transformed
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -78,6 +79,7 @@ def add_rows(x: Tensor, rows: Tensor, values: Tensor, inplace: bool = False) -> 
     if x.shape[0] == 0:  # no row to add to; the broadcast keeps values in the graph, with a zero gradient
         return x.add_(kept.sum(0)) if inplace else x + kept.sum(0)
     target = rows.clamp(min=0)
+    inplace = inplace and not is_transformed()  # vmap cannot write what differs between samples into what they share
     return x.index_add_(0, target, kept) if inplace else x.index_add(0, target, kept)
 
 

@@ -68,13 +68,13 @@ def test_grad(name, backend):
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # a kernel runs once for each sample
 @pytest.mark.parametrize("backend", ["torch", pytest.param("triton", marks=needs_triton)])
 @pytest.mark.parametrize("name", OPS)
-@pytest.mark.parametrize("batched", ["all", "the first alone"])
+@pytest.mark.parametrize("batched", ["all", "the first alone", "the last alone"])
 def test_gradients_of_each_sample(name, batched, backend):
     """`vmap(grad)`."""
     op, arguments = OPS[name]
     samples = [torch.stack([value, value.flip(0), -value]) for value in arguments]
     shared = [None] * (len(arguments) - 1)
-    dims = (0, *(shared if batched == "the first alone" else [0] * len(shared)))
+    dims = {"all": (0,) * len(arguments), "the first alone": (0, *shared), "the last alone": (*shared, 0)}[batched]
     given = [many if dim == 0 else one for many, one, dim in zip(samples, arguments, dims)]
     every = tuple(range(len(arguments)))
     with use_backend(backend):
