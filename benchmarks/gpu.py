@@ -96,10 +96,11 @@ def run_job(job: Job, arguments: argparse.Namespace, left: float, kept: book.Boo
 
 
 def run_all(arguments: argparse.Namespace, answers: dict[str, str]) -> int:
-    """Run what there is time for; how many jobs failed or were stopped."""
+    """Run what there is time for; how many jobs failed or were stopped. A smoke test runs the same miniature once."""
     deadline = time.monotonic() + 60 * arguments.minutes
     kept = book.Book(arguments.out, arguments.smoke)
     lost = 0
+    miniatures: dict[str, str] = {}
     for job in JOBS:
         left = deadline - time.monotonic()
         if arguments.only and job.name not in arguments.only:
@@ -110,9 +111,12 @@ def run_all(arguments: argparse.Namespace, answers: dict[str, str]) -> int:
             kept.note(job, book.LEFT_OUT, why)
         elif left < (0 if arguments.smoke else job.fewest_seconds):
             kept.note(job, book.LEFT_OUT, f"no time left: {left:.0f} s")
+        elif arguments.smoke and job.smoke in miniatures:
+            kept.repeat(job, miniatures[job.smoke])
         else:
             kept.note(job, book.RUNNING)
             lost += run_job(job, arguments, left, kept) != book.DONE
+            miniatures[job.smoke] = job.name
     return lost
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -33,17 +34,17 @@ class Batch:
         """The prompts alone, `(B, P)`."""
         return self.input_ids[:, : self.prompt_tokens]
 
-    @property
+    @cached_property
     def distinct_pivots(self) -> Tensor:
         """Each English prompt once, `(⌈B / translations⌉, S)`."""
         return self.pivot_input_ids[:: self.translations]
 
-    @property
+    @cached_property
     def pivot_row(self) -> Tensor:
         """Which of them a row reads, `(B,)`."""
         return torch.arange(len(self.input_ids), device=self.input_ids.device) // self.translations
 
-    @property
+    @cached_property
     def loss_rows(self) -> Tensor:
         """The flattened tokens whose next token has a label, `(K,)`, as a collator gives them."""
         return loss_rows(self.labels.cpu()).to(self.labels.device)

@@ -52,6 +52,11 @@ class Book:
         self.jobs[job.name] = {"state": state, "why": why}
         save(self.path, self.record)
 
+    def repeat(self, job: Job, other: str) -> None:
+        """A job whose miniature is that of another one ended as that did."""
+        self.jobs[job.name] = {**self.jobs[other], "content": contents(job.parts), "why": f"the miniature of {other}"}
+        save(self.path, self.record)
+
     def keep(self, job: Job, command: list[str], ended: Ended, folder: Path) -> str:
         """Keep how a job ended and what it recorded, also where it failed or was stopped; returns its state.
 

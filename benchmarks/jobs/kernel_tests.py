@@ -33,7 +33,7 @@ WITHOUT_GPU = (
     "tests/golden/test_golden_interpreted.py",
 )
 MOST_FAILURES = 200  # that are kept with their message
-_SAVED_EVERY = 5.0  # seconds
+_SAVED_EVERY = 2.0  # seconds
 
 
 class Outcomes:

@@ -14,6 +14,7 @@ from cc_model.config import CCConfig
 from cc_model.connection.adapters import wrap_decision_maker
 from cc_model.connection.state import CrossLingualConnection
 from cc_model.distributed import refuse_fsdp
+from cc_model.fast_paths import product
 from cc_model.fast_paths.fused import fused_block
 from cc_model.forward.passes import LayerSlot
 from cc_model.patching.classes import is_patched, patched_class, swap_class
@@ -158,8 +159,8 @@ def unpatch_model(model: nn.Module) -> nn.Module:
         parts: list[Any] = [addend_of(layer, spec), block_of(layer, spec), layer]
         for module in parts:
             if is_patched(module):
-                module.__dict__.pop("cc_slot", None)
-                module.__dict__.pop("cc_fused", None)
+                for name in ("cc_slot", "cc_fused", product.FLAG):
+                    module.__dict__.pop(name, None)
                 swap_class(module, type(module).cc_stock_class)
     body = body_of(inner)
     del body.__dict__["cc_connection"], body.__dict__["cc_hands_on"], inner.__dict__["cc_hands_on"]

@@ -23,6 +23,8 @@ from benchmarks.measure.record import ROOT
 from benchmarks.measure.sources import SOURCES, contents
 from benchmarks.ops.__main__ import OPS
 from benchmarks.show.kinds import KINDS, read
+from train.experiment.data import prepare as prepare_rows
+from train.experiment.settings import read_settings
 
 PROGRAM = """
 import json, sys, time
@@ -275,6 +277,15 @@ def test_the_file_is_written_as_each_job_ends(tmp_path, program, listed, monkeyp
     assert [entry["state"] for entry in seen[1].values()] == ["done", "running"]
 
 
+def test_the_same_miniature_runs_once_in_a_smoke_test_only(tmp_path, program, listed, monkeypatch):
+    listed(job("one", "told record {folder}/record.json"), job("two", "told record {folder}/record.json"))
+    for smoke, states in ((["--smoke"], ["", "the miniature of one"]), ([], ["", ""])):
+        gpu.run_all(arguments(tmp_path, *smoke), {})
+        kept = json.loads((tmp_path / "out" / "gpu.json").read_text())["jobs"]
+        assert [entry.get("why", "") for entry in kept.values()] == states
+        assert {entry["state"] for entry in kept.values()} == {"done"}
+
+
 def test_a_run_that_is_told_to_stop_keeps_what_the_job_had(tmp_path, program, listed, monkeypatch):
     listed(job("one", "told record {folder}/record.json"), job("two", "told sleep {folder}/record.json"))
     stock, record = running._wait, tmp_path / "out" / "jobs" / "two" / "work" / "record.json"
@@ -338,6 +349,53 @@ def test_smoke_runs_every_job_in_miniature(tmp_path):
         record = shown[f"gpu/{listed_job.name}"]
         assert list(KINDS[record["kind"]].tables(record)), listed_job.name
         assert kept["jobs"][listed_job.name]["content"] == contents(listed_job.parts)
+
+
+ABSENT = """
+from importlib.machinery import PathFinder
+
+NAMES = {"datasets", "babel", "liger_kernel", "trl", "lm_eval", "gguf", "nnsight"}
+stock = PathFinder.find_spec
+
+def find_spec(cls, name, path=None, target=None):
+    return None if name.partition(".")[0] in NAMES else stock(name, path, target)
+
+PathFinder.find_spec = classmethod(find_spec)
+"""
+STUDY = "train/configs/experiment_cpu.yaml"
+
+
+@pytest.fixture
+def few_packages(tmp_path):
+    """Runs a module in a Python that has no datasets, Babel, Liger, TRL and lm-eval, as the machine."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(ABSENT)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path / "site"), str(ROOT)])
+
+    def start(*command):
+        call = {"cwd": ROOT, "env": environment, "capture_output": True, "text": True, "timeout": 300}
+        done = subprocess.run([sys.executable, *command], **call)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+        return done.stdout
+
+    assert start("-c", "import importlib.util; print(importlib.util.find_spec('babel'))") == "None\n"
+    return start
+
+
+def test_jobs_run_with_few_packages(tmp_path, few_packages):
+    chosen = ["--only", "golden", "first-token-1b", "swiglu", "train-run-1b"]
+    few_packages("-m", "benchmarks.gpu", "--smoke", "--out", str(tmp_path / "out"), *chosen)
+
+
+def test_an_experiment_runs_on_what_was_prepared(tmp_path, few_packages):
+    pytest.importorskip("babel")
+    prepare_rows(read_settings(STUDY), tmp_path / "rows")
+    out = tmp_path / "record.json"
+    given = ["--data", str(tmp_path / "rows"), "--steps", "2", "--seeds", "0", "--only", "vanilla", "--seconds", "200"]
+    few_packages("-m", "benchmarks.jobs.experiment", STUDY, "--out", str(out), *given)
+    (result,) = json.loads(out.read_text())["results"]
+    assert result["condition"] == "vanilla"
 
 
 # What is prepared, and what is refused

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset
 from rich.console import Console
 from transformers import TrainingArguments
 
 from cc_model.data.collator import ParallelCollator
 from cc_model.integrations.trainer import CCTrainer, PlainCollator
 from train.common.progress import use_rich_progress
+
+if TYPE_CHECKING:  # an experiment on prepared rows runs where datasets is not installed
+    from datasets import Dataset
 
 
 def make_trainer(
