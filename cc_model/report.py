@@ -101,7 +101,7 @@ def _few_tokens(block: Any) -> str:
 
 
 def _fallback(block: Any, addend: Any, spec: ModelSpec) -> str | None:
-    for name, module in (("block", block), ("norm after the block", addend)):
+    for name, module in (("block", block), ("module whose output is added", addend)):
         if not is_patched(module):
             return f"the {name} was replaced by {type(module).__name__}: connected forwards raise"
     forward = block.__dict__.get("_old_forward", block.__dict__.get("forward"))

@@ -31,7 +31,7 @@ from cc_model.forward.packing import PACKED, check_packed, refuse_packing
 from cc_model.forward.pivot_call import PivotCall
 from cc_model.forward.simulated_call import SimulatedCall
 from cc_model.generation import GenerationState
-from cc_model.specs import body_of
+from cc_model.specs import spec_of
 
 logger = logging.getLogger("cc_model")
 
@@ -147,7 +147,7 @@ def _plan_generation(
 
 def _kept(model: Any, named: dict[str, Any]) -> int | Tensor:
     """How many of the last tokens the head reads; all, where it finds them by the length of what the body returns."""
-    return 0 if "logits_to_keep" in body_of(model).cc_arguments else named.get("logits_to_keep", 0)
+    return 0 if spec_of(model).cuts else named.get("logits_to_keep", 0)
 
 
 def _warn_of_mistakes(connection: CrossLingualConnection, index: Tensor | None) -> None:

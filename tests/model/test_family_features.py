@@ -147,7 +147,7 @@ def test_a_replaced_addend_is_named(family):
     spec, layer = spec_of(model), layers_of(model)[1]
     name = (spec.addend or (spec.mlp,))[0]
     setattr(layer, name, nn.Identity())
-    what = "norm after the feed-forward block" if spec.addend else "feed-forward block"
+    what = "module whose output is added" if spec.addend else "feed-forward block"
     with pytest.raises(RuntimeError, match=f"the {what} of layer 1, Identity, was replaced after patch_model"):
         model(**ROWS)
     assert "was replaced by Identity: connected forwards raise" in report(model).layers[1].reason
