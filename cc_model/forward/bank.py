@@ -24,7 +24,7 @@ def capture_bank(
     ids: Tensor,
     mask: Tensor | None,
     index: Tensor | None,
-) -> tuple[Tensor, Tensor, BodyOutput]:
+) -> tuple[Tensor, Tensor | None, BodyOutput]:
     """Run the decoder body, without the head, and capture one token of each row.
 
     Args:
@@ -37,8 +37,8 @@ def capture_bank(
         index: `(B,)` or None for the last attended token.
 
     Returns:
-        The bank `(L, B, d)`; which rows are usable `(B,)`, that is, have an attended token and an index in range (the
-        others hold finite numbers without meaning); the body's output, whose hidden states are without meaning.
+        The bank `(L, B, d)`; which rows are usable `(B,)`, None: all, that is, have an attended token and an index in
+        range (the others hold finite numbers without meaning); the body's output, whose hidden states have no meaning.
     """
     usable, tokens = captured_tokens(ids, mask, index)
     if mask is not None:
@@ -56,9 +56,11 @@ def capture_bank(
     return capture.collect(device), usable, output
 
 
-def captured_tokens(ids: Tensor, mask: Tensor | None, index: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Which rows of `capture_bank`'s arguments are usable `(B,)`, and the captured tokens, flat, `(B,)`."""
+def captured_tokens(ids: Tensor, mask: Tensor | None, index: Tensor | None) -> tuple[Tensor | None, Tensor]:
+    """Which rows of `capture_bank`'s arguments are usable `(B,)`, None: all; and the captured tokens, flat, `(B,)`."""
     rows, length = ids.shape
+    if mask is None and index is None:
+        return None, torch.arange(length - 1, rows * length, length, device=ids.device)
     last = last_tokens(mask, rows, length, ids.device)
     usable = last >= 0
     if index is None:
@@ -81,7 +83,8 @@ class BankCall(PlainCall):
         """`capture_bank` with the stock forward of the decoder body."""
         ids, mask = named["input_ids"], named["attention_mask"]
         index = None if self.index is None else self.index.to(ids.device)
-        self.bank, self.usable, output = capture_bank(body, stock, self.slots, self.device, ids, mask, index)
+        self.bank, usable, output = capture_bank(body, stock, self.slots, self.device, ids, mask, index)
+        self.usable = torch.ones(len(ids), dtype=torch.bool, device=ids.device) if usable is None else usable
         return output
 
 

@@ -74,7 +74,7 @@ class PivotCall(ConnectedCall):
         index = self.connection_index(named, embeds.device)
         source, has_pivot = self.source(usable, index)
         tokens, in_row = self.located(index)
-        keep = in_row & has_pivot
+        keep = in_row if has_pivot is None else in_row & has_pivot
         if training and config.connection_dropout > 0:
             keep = keep & (torch.rand(keep.shape, device=keep.device) >= config.connection_dropout)
         skip = ~keep
@@ -97,8 +97,8 @@ class PivotCall(ConnectedCall):
             return index.clamp(0, count - 1), in_range(index, count)
         return located(index, self.length)
 
-    def source(self, usable: Tensor | None, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The row of the bank that each row reads `(B,)`, and whether that is a pivot `(B,)`.
+    def source(self, usable: Tensor | None, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The row of the bank that each row reads `(B,)`, and whether that is a pivot `(B,)`; None: all are.
 
         Args:
             usable: `(P,)` which rows of the bank are pivots; None: all.
@@ -112,10 +112,11 @@ class PivotCall(ConnectedCall):
             has_pivot = in_range(source, pivots)
             if usable is not None and pivots > 0:
                 has_pivot = has_pivot & usable.to(device)[source.clamp(0, pivots - 1)]
-        has_pivot = torch.ones_like(source, dtype=torch.bool) if has_pivot is None else has_pivot.to(device)
+        has_pivot = None if has_pivot is None else has_pivot.to(device)
         repeats = count // max(source.shape[0], 1)
         if repeats > 1:
-            source, has_pivot = source.repeat_interleave(repeats), has_pivot.repeat_interleave(repeats)
+            source = source.repeat_interleave(repeats)
+            has_pivot = None if has_pivot is None else has_pivot.repeat_interleave(repeats)
         return source, has_pivot
 
     @property

@@ -133,7 +133,7 @@ def test_twin_shares_every_tensor(model):
 
 def test_the_registry_has_the_shapes_of_the_kernels():
     assert [name for name in NAMES if shape_of(name) not in MODELS] == ["tiny", "tiny-8k", "small"]
-    with pytest.raises(ValueError, match="model: expected one of tiny, small, 1b"):
+    with pytest.raises(ValueError, match="model: expected one of tiny, tiny-8k, small, 1b"):
         shape_of("2b")
 
 

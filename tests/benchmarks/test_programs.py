@@ -80,7 +80,10 @@ def test_a_section_that_fails_leaves_the_others(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--section", "train,sleep"], "--section: expected names of train, translations, infer, curve, static, got sleep"),
+        (
+            ["--section", "train,sleep"],
+            "--section: expected names of train, translations, infer, curve, static, got sleep",
+        ),
         (["--mode", "theirs"], "mode: expected names of"),
         (["--model", "2b"], "model: expected one of tiny"),
     ],

@@ -9,10 +9,9 @@ With ∂u = ∂update, ∂w = ∂weights and y the softmax, straight-through or 
     ∂W       = ∂zᵀ v, v = mean_l V + e saved by the forward
     ∂V[l,p]  = Σ of ∂V[l,k] over the k with rows[k] = p          `_bank_rows_bwd_kernel`, with `rows`
 
-Each program of columns works out ∂z again from a few KB in L2; past 64 rows or layers `_logits_bwd_kernel` does it once.
+Each program of columns works out ∂z again from a few KB in L2; past 64 rows or layers `_logits_bwd_kernel` does it.
 
-Bytes moved: the bank once, W and v once, and ∂V once where the bank requires a gradient. A folded `bank_weight` serves
-inference; its gradients are plain matmuls.
+Bytes moved: the bank, W and v once, ∂V once where it is wanted. A folded `bank_weight` has plain matmuls for gradients.
 """
 
 from __future__ import annotations
@@ -276,8 +275,8 @@ def backward(
     incoming = {
         "partial_ptr": partial, "grad_weights_ptr": grad_weights, "soft_ptr": soft, "rows_ptr": rows,
         "grad_logits_ptr": grad_logits, "grad_weights_stride": row_stride(grad_weights),
-        "rows_stride": row_stride(rows), "rows": count, "temperature": float(temperature), "ARITHMETIC": arithmetic_dtype(bank.dtype),
-        "LAYERS": layers, "PARTIALS": 0 if partial is None else partial.shape[1],
+        "rows_stride": row_stride(rows), "rows": count, "temperature": float(temperature), "LAYERS": layers,
+        "ARITHMETIC": arithmetic_dtype(bank.dtype), "PARTIALS": 0 if partial is None else partial.shape[1],
     }  # fmt: skip
     known = count > MOST_REPEATED_ROWS or config.block_layers < layers
     if known:

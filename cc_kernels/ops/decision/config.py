@@ -82,7 +82,7 @@ def bank_config(layers: int, rows: int, width: int, element_size: int, gpu: Gpu,
     """The tile of the first launch forward: rows, columns and layers.
 
     A tile takes 4 rows, or 16 where there are more than 4. They share what they read of W; alone, each row would read
-    all of W from L2, as many bytes as its bank. It takes 32 columns, and more where about one block of columns for each
+    all of W from L2, as many bytes as its bank. It takes 32 columns, and 64 where about one block of columns for each
     processor remains: 32 columns are 64 bytes of a row in bf16, two sectors of the memory. It takes all layers where
     they fit into `TILE_BYTES`, otherwise what fits into `BANK_BYTES`; then as many tiles are copied to shared memory
     ahead of time as a processor must have in flight.
@@ -95,8 +95,8 @@ def bank_config(layers: int, rows: int, width: int, element_size: int, gpu: Gpu,
     which read W once for each row, took 15.4, 57.2 and 169.8.
     """
     block_width = 32
-    while blocks(width, 2 * block_width) >= few_programs(gpu):
-        block_width *= 2
+    if blocks(width, 2 * block_width) >= few_programs(gpu):
+        block_width *= 2  # and not more: products over 128 columns spilled on sm_90 with a folded matrix
     block_width = min(block_width, max(power_of_two(width), 16))  # a product of tiles takes 16 at least
     block_rows = 1 if per_layer else FEW_ROWS if rows <= FEW_ROWS else MOST_BLOCK_ROWS
     block_layers, columns = power_of_two(layers), block_rows * block_width

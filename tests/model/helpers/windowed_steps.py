@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from distributed_steps import RATE, STEPS, one_process, sharded, share, training_model, whole
 from model_pairs import gradients
+from shared_pivots import loss_rows_of
 from torch.nn.parallel import DistributedDataParallel
 from trainer_runs import NoisyCollator
 from transformers import TrainingArguments
@@ -70,3 +71,27 @@ def windowed(way: str, tokens: int | None) -> dict[str, Any]:
 def one_process_windowed() -> dict[str, Any]:
     """What one process makes of the rows of both ranks, with a pivot pass for each micro-batch."""
     return one_process(accumulate=ACCUMULATE)
+
+
+def sharing_steps(way: str, pivot_grad: bool) -> dict[str, Any]:
+    """As `distributed_steps.ddp` and `fsdp`, with shared pivots and head and loss on the labelled tokens."""
+    plain = training_model(pivot_grad=pivot_grad)
+    model: Any = DistributedDataParallel(plain) if way == "ddp" else sharded(plain)
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    losses = []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        data = share(dist.get_rank(), step)
+        data["loss_rows"] = loss_rows_of(data["labels"], pad=1)
+        order = torch.tensor([1, 0])  # each row's pivot, in another order
+        for name in ("pivot_input_ids", "pivot_attention_mask"):
+            data[name] = data[name][order]
+        data["pivot_row"] = torch.where(data["pivot_attention_mask"].any(1)[order], order, -1)
+        loss = model(**data).loss
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+    if way == "ddp":
+        return {"losses": losses, "gradients": gradients(plain), "weights": plain.state_dict()}
+    found = whole({name: parameter.grad for name, parameter in model.named_parameters()})
+    return {"losses": losses, "gradients": found, "weights": whole(model.state_dict())}

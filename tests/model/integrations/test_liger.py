@@ -142,6 +142,32 @@ def test_loss_counts_tokens_like_the_stock_one(architecture):
     assert_same_gradients(actual, gradients_expected, tolerance=5e-6)
 
 
+@needs_kernels
+@pytest.mark.parametrize("order", ORDERS)
+def test_shared_pivots_and_labelled_tokens(order):
+    """The fused loss takes the shifted labels of the labelled tokens, and still makes no logits."""
+    data = few_tokens()
+    rows = ((data["labels"][:, 1:] != -100).nonzero() * torch.tensor([6, 1], device=data["labels"].device)).sum(1)
+    shared = {
+        **data,
+        "pivot_input_ids": data["pivot_input_ids"][:1],
+        "pivot_attention_mask": data["pivot_attention_mask"][:1],
+        "pivot_row": torch.zeros_like(rows[:2]),
+        "loss_rows": torch.cat([rows, rows[:1] * 0 - 1]),
+    }
+    alone = {**data, "pivot_input_ids": data["pivot_input_ids"][[0, 0]]}
+    alone["pivot_attention_mask"] = data["pivot_attention_mask"][[0, 0]]
+    found = []
+    for model, given in ((patched(small()), alone), (with_liger(order), shared)):
+        model.train().zero_grad()
+        output = model(**given, gumbel_noise=gumbel(2, 2).to(model.device))
+        output.loss.backward()
+        found.append((output, gradients(model)))
+    assert found[1][0].logits is None
+    torch.testing.assert_close(found[1][0].loss, found[0][0].loss, rtol=0, atol=2e-6)
+    assert_same_gradients(found[1][1], found[0][1], tolerance=5e-6)
+
+
 class Largest(TorchDispatchMode):
     """The size of the largest tensor that any operation returns."""
 

@@ -20,7 +20,14 @@ from cc_model import CCConfig, connection_disabled, pivot_bank
 from cc_model.data.pivot_window import PivotWindow
 from cc_model.integrations.window import WindowTrainer
 
-OPTIONS = {"save_strategy": "no", "max_steps": 3, "gradient_accumulation_steps": 4}
+# Adam divides a gradient by its own size, so that rounding of one near 0 would become a whole step.
+OPTIONS = {
+    "save_strategy": "no",
+    "max_steps": 3,
+    "gradient_accumulation_steps": 4,
+    "optim": "sgd",
+    "learning_rate": 0.1,
+}
 PROMPTS = 2  # distinct English prompts in ROWS
 
 
