@@ -7,7 +7,8 @@ import pytest
 import torch
 from test_resume_options import SHAPE
 
-from cc_model.integrations.trainer import STOCK_KEYS, PlainCollator, histogram
+from cc_model.data.collator import ParallelCollator
+from cc_model.integrations.trainer import STOCK_KEYS, CCTrainer, PlainCollator, histogram
 from train.common.arguments import CollatorArguments, DataArguments, ModelArguments, SftArguments, parse
 from train.common.training import check_training
 from train.data import build_rows
@@ -82,8 +83,6 @@ def test_a_stock_model_gets_stock_batches(options):
 @contextmanager
 def recorded(monkeypatch):
     """The rows of each batch that is collated while a training runs."""
-    from cc_model.data.collator import ParallelCollator
-
     seen, stock = [], ParallelCollator.__call__
 
     def call(collator, features):
@@ -155,3 +154,16 @@ def test_several_gpus_in_one_process(options, monkeypatch):
     check_training(arguments, "vanilla")
     arguments.share_pivots = arguments.loss_only = False
     check_training(arguments, "cc")
+
+
+def test_what_the_forward_refuses_reaches_the_user(options, monkeypatch):
+    """A replica of nn.DataParallel gets the first rows of each column, and no window is read through it."""
+    stock = CCTrainer.compute_loss
+
+    def cut(trainer, model, inputs, **further):
+        return stock(trainer, model, {name: value.chunk(2)[0] for name, value in inputs.items()}, **further)
+
+    monkeypatch.setattr(CCTrainer, "_reads_windows", lambda trainer: False)
+    monkeypatch.setattr(CCTrainer, "compute_loss", cut)
+    with pytest.raises(SystemExit, match=r"train.sft: .*something cut the batch .* use one process per GPU .*torchrun"):
+        main(options())
