@@ -14,7 +14,7 @@ from cc_model.config import CCConfig
 from cc_model.connection.adapters import wrap_decision_maker
 from cc_model.connection.state import CrossLingualConnection
 from cc_model.distributed import refuse_fsdp
-from cc_model.fast_paths import product
+from cc_model.fast_paths import pivot_graph, product
 from cc_model.fast_paths.fused import fused_block
 from cc_model.forward.passes import LayerSlot
 from cc_model.patching.classes import is_patched, patched_class, swap_class
@@ -166,6 +166,7 @@ def unpatch_model(model: nn.Module) -> nn.Module:
                     module.__dict__.pop(name, None)
                 swap_class(module, type(module).cc_stock_class)
     body = body_of(inner)
+    body.__dict__.pop(pivot_graph.ATTRIBUTE, None)
     del body.__dict__["cc_connection"], body.__dict__["cc_hands_on"], inner.__dict__["cc_hands_on"]
     swap_class(body, type(body).cc_stock_class)
     swap_class(inner, type(inner).cc_stock_class)  # type: ignore[attr-defined]
