@@ -30,7 +30,7 @@ class ModelSpec:
     scaled: str = ""  # why the block computes more than `down(act(gate(x)) * up(x))`; it runs its stock forward
     dropout: str = ""  # the block's own dropout of its output, a number; where it is not 0, the stock forward runs
     cuts: bool = False  # the head tells by the length of the body's result whether `logits_to_keep` has cut it
-    hands_on: bool = True  # forwards hand unknown keyword arguments on, down to the layers
+    hands_on: bool = True  # forwards of all versions hand unknown keyword arguments on, down to the layers
 
 
 _GATE_UP = ModelSpec(gate_up="gate_up_proj", activation="activation_fn")
@@ -80,12 +80,12 @@ SPECS: dict[str, ModelSpec] = {
     "bloom": ModelSpec(
         body="transformer", layers="h", norm="ln_f", addend=("mlp.dense_4h_to_h",), hands_on=False
     ),  # the block adds the stream itself, to what its second projection returns
-    "codegen": ModelSpec(body="transformer", layers="h", norm="ln_f"),
+    "codegen": ModelSpec(body="transformer", layers="h", norm="ln_f", hands_on=False),
     "falcon": ModelSpec(body="transformer", layers="h", norm="ln_f", hands_on=False),
     "gpt2": ModelSpec(body="transformer", layers="h", norm="ln_f"),
     "gpt_bigcode": ModelSpec(body="transformer", layers="h", norm="ln_f"),
     "gpt_neox": ModelSpec(body="gpt_neox", norm="final_layer_norm"),
-    "gptj": ModelSpec(body="transformer", layers="h", norm="ln_f"),
+    "gptj": ModelSpec(body="transformer", layers="h", norm="ln_f", hands_on=False),
     "xglm": ModelSpec(norm="layer_norm", mlp="fc2"),  # no block of its own: its second projection is added
     # Mixtures of experts.
     "deepseek_v2": ModelSpec(),
