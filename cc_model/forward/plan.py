@@ -175,3 +175,9 @@ def _warn_of_plain_step(connection: CrossLingualConnection, named: dict[str, Any
             "batch. Of tokenised rows TRL's SFTTrainer, and Trainer with use_liger_kernel, drop the pivot columns "
             "unless they are told remove_unused_columns=False"
         )
+        if connection.transform_matrix is not None:
+            logger.warning(
+                "a Transform Matrix is set: forwards in evaluation with the same labels connect, these steps do not. "
+                "A trainer that compares the two (DPO, KTO) belongs inside of cc_model.connection_disabled(model), "
+                "for the policy and for a patched reference"
+            )
