@@ -1,5 +1,29 @@
-"""What pytest leaves out: modules whose optional library is not installed cannot be imported for their examples."""
+"""What pytest leaves out, and the record of the versions that the tests held with.
+
+Modules whose optional library is not installed cannot be imported for their examples.
+"""
 
 from importlib.util import find_spec
+from pathlib import Path
 
 collect_ignore = [] if find_spec("lm_eval") else ["cc_model/integrations/lm_eval.py"]
+
+
+def pytest_addoption(parser):
+    """`--record-versions FILE`, see `benchmarks.measure.versions`."""
+    parser.addoption("--record-versions", type=Path, metavar="FILE", help="add this run to a record of versions")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Record a run in which nothing failed."""
+    path = config.getoption("--record-versions")
+    if path is None:
+        return
+    counts = {outcome: len(terminalreporter.stats.get(outcome, ())) for outcome in ("passed", "skipped")}
+    if terminalreporter.stats.get("failed") or terminalreporter.stats.get("error") or not counts["passed"]:
+        terminalreporter.write_line(f"--record-versions: nothing recorded in {path}, because not every test held")
+        return
+    from benchmarks.measure.versions import add_run
+
+    run = add_run(path, [str(argument) for argument in config.args], **counts)
+    terminalreporter.write_line(f"--record-versions: {run} in {path}")

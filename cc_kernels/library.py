@@ -57,15 +57,17 @@ def define(
         _LIBRARY.impl(name, implementation, key)
     _LIBRARY.impl(name, implementation if INTERPRETED else reference, "CPU")
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
-    if "!" not in schema:
-        derivative = partial(_no_derivative, name) if backward is None else backward
+    derivative = partial(_no_derivative, name) if backward is None else backward
+    functional = "!" not in schema
+    if functional:
         torch.library.register_autograd(qualified, derivative, setup_context=save, lib=_LIBRARY)
     operator = getattr(torch.ops.cc_kernels, name).default
     differentiable = None if backward is None or save is None else _function(implementation, backward, save)
+    transformed = _transformed(operator, derivative, save or _save_nothing)
 
     def call(*arguments: Any) -> Any:
         if is_observed():
-            return operator(*arguments)
+            return transformed(*arguments) if functional and is_transformed() else operator(*arguments)
         needs_grad = without_kernels = False
         for x in arguments:
             if type(x) is Tensor or type(x) is Parameter:
@@ -104,6 +106,15 @@ def is_observed() -> bool:
     return _dispatch_modes() > 0 or _transform() is not None
 
 
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func` (grad, vjp, vmap, …) is running; False in code that is compiled.
+
+    It needs an `autograd.Function` with a `setup_context`, which costs every plain call about as much as a kernel's
+    launch, so such functions exist beside the plain ones.
+    """
+    return not torch.compiler.is_compiling() and _transform is not None and _transform() is not None
+
+
 def _function(
     implementation: Callable[..., Any], derivative: Callable[..., Any], save: Callable[..., None]
 ) -> Callable[..., Any]:
@@ -122,3 +133,30 @@ def _function(
 
     # The base class's: that of `Function` looks for transforms of torch.func, which the caller has done.
     return super(torch.autograd.Function, Differentiable).apply
+
+
+def _transformed(
+    operator: Callable[..., Any], derivative: Callable[..., Any], save: Callable[..., None]
+) -> Callable[..., Any]:
+    """The operator with its derivative for `torch.func`, which does not take `register_autograd`'s."""
+
+    class Transformed(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(*arguments: Any) -> Any:
+            return operator(*arguments)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            save(ctx, inputs, output)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return derivative(ctx, *grads)
+
+    return Transformed.apply
+
+
+def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """`setup_context` of an operator without a derivative."""

@@ -8,17 +8,15 @@ Source of the method: CC-Tuning (ACL 2025, arXiv 2506.00875), sections 3.1 to 3.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange, reduce
 from torch import Tensor
 
-
-def wide_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which arithmetic on `dtype` is done: fp32 for the 16-bit types, else `dtype` itself."""
-    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+from cc_kernels.functions import select_row, straight_through, wide_dtype
+from cc_kernels.library import is_transformed
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -81,6 +79,7 @@ def add_rows(x: Tensor, rows: Tensor, values: Tensor, inplace: bool = False) -> 
     if x.shape[0] == 0:  # no row to add to; the broadcast keeps values in the graph, with a zero gradient
         return x.add_(kept.sum(0)) if inplace else x + kept.sum(0)
     target = rows.clamp(min=0)
+    inplace = inplace and not is_transformed()  # vmap cannot write what differs between samples into what they share
     return x.index_add_(0, target, kept) if inplace else x.index_add(0, target, kept)
 
 
@@ -151,43 +150,6 @@ def _filled(x: Tensor, reads: Reads | None) -> Tensor:
     return x if reads is None else x.masked_fill(reads.none, 0.0)
 
 
-class _StraightThrough(torch.autograd.Function):
-    """Forward: `hard`, exactly. Backward: the gradient goes to `soft` unchanged."""
-
-    @staticmethod
-    def forward(ctx: Any, soft: Tensor, hard: Tensor) -> Tensor:
-        return hard.view_as(hard)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None
-
-
-class _SelectRow(torch.autograd.Function):
-    """Forward: `bank[index[k], source[k]]`, copied. Backward: that of `Σ_l weights[k,l] bank[l, source[k]]` at one-hot
-    weights. Each k has a source of its own, or several share one (`shared`) and their gradients are added up.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, bank: Tensor, weights: Tensor, index: Tensor, source: Tensor, shared: bool) -> Tensor:
-        ctx.save_for_backward(bank, index, source)
-        ctx.weights_dtype, ctx.shared = weights.dtype, shared
-        return bank[index, source]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        bank, index, source = ctx.saved_tensors
-        wide = wide_dtype(bank.dtype)
-        grad_bank = grad_weights = None
-        if ctx.needs_input_grad[0]:
-            total = torch.zeros_like(bank, dtype=wide if ctx.shared else bank.dtype)
-            grad_bank = total.index_put_((index, source), grads[0].to(total.dtype), ctx.shared).to(bank.dtype)
-        if ctx.needs_input_grad[1]:
-            read = bank[:, source] if ctx.shared else bank
-            grad_weights = einsum(grads[0].to(wide), read.to(wide), "k d, l k d -> k l").to(ctx.weights_dtype)
-        return grad_bank, grad_weights, None, None, None
-
-
 def _choose(
     bank: Tensor,
     embeds: Tensor,
@@ -207,7 +169,7 @@ def _choose(
     weights, index = torch.softmax(logits, dim=-1), None
     if hard:
         index = logits.argmax(dim=-1)
-        weights = _StraightThrough.apply(weights, torch.zeros_like(weights).scatter_(1, index[:, None], 1.0))
+        weights = straight_through(weights, torch.zeros_like(weights).scatter(1, index[:, None], 1.0))
     return _filled(weights, reads), index
 
 
@@ -242,10 +204,10 @@ def connect(
         mixed = einsum(weights, read_bank(bank.to(weights.dtype), rows), "k l, l k d -> k d")
         return mixed.to(bank.dtype), weights
     if reads is None:
-        return _SelectRow.apply(bank, weights, index, torch.arange(bank.shape[1], device=bank.device), False), weights
+        return select_row(bank, weights, index, torch.arange(bank.shape[1], device=bank.device), False), weights
     if bank.shape[1] == 0:  # nothing to read: every row is −1
         return read_bank(bank[:1], rows)[0], weights
-    return _filled(_SelectRow.apply(bank, weights, index, reads.source, True), reads), weights
+    return _filled(select_row(bank, weights, index, reads.source, True), reads), weights
 
 
 def decision(

@@ -119,7 +119,12 @@ def in_one_piece(model: nn.Module) -> bool:
     Not so with FSDP2 and tensor parallelism, whose parameters are DTensors, and with DeepSpeed's ZeRO-3, which marks
     them with `ds_id`.
     """
-    return not any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
+    return not any(isinstance(p, DTensor) for p in model.parameters()) and not is_partitioned(model)
+
+
+def is_partitioned(module: nn.Module) -> bool:
+    """Whether ZeRO-3 holds the parameters: its own engine gathers and releases their memory around each module."""
+    return any(hasattr(p, "ds_id") for p in module.parameters())
 
 
 def refuse_fsdp(model: nn.Module, action: str) -> None:
@@ -145,4 +150,4 @@ def without_wrappers(model: nn.Module) -> nn.Module:
             return wrapped
 
 
-__all__ = ["OtherProcessError", "Processes", "in_one_piece", "refuse_fsdp", "without_wrappers"]
+__all__ = ["OtherProcessError", "Processes", "in_one_piece", "is_partitioned", "refuse_fsdp", "without_wrappers"]

@@ -10,9 +10,13 @@ from torch import nn
 
 from cc_kernels.backend import triton_serves
 from cc_kernels.ops.gate_up_swiglu import MOST_ROWS
+from cc_model.distributed import is_partitioned
 from cc_model.fast_paths.few_tokens import OP, obstacle
 from cc_model.fast_paths.fused import SILU, fallback_reason
 from cc_model.fast_paths.last_layer import narrow_obstacle
+from cc_model.fast_paths.pivot_graph import ATTRIBUTE
+from cc_model.fast_paths.product import FLAG
+from cc_model.forward.pivot_graph import graph_work
 from cc_model.patching.classes import is_patched
 from cc_model.specs import ModelSpec, addend_of, block_of, body_of, layers_of, spec_of, unwrap
 
@@ -43,8 +47,7 @@ class Report:
         lines = []
         for (path, reason, few_tokens), run in groupby(self.layers, key=lambda layer: astuple(layer)[1:]):
             indices = [layer.index for layer in run]
-            span = f"layer {indices[0]}" if len(indices) == 1 else f"layers {indices[0]}-{indices[-1]}"
-            lines.append(f"{span}: {path} ({reason}); few tokens at inference: {few_tokens}")
+            lines.append(f"{_span(indices)}: {path} ({reason}); few tokens at inference: {few_tokens}")
         return "\n".join([f"kernels: {self.kernels}", *lines, *self.notes])
 
 
@@ -83,7 +86,14 @@ def report(model: nn.Module) -> Report:
         layers.append(LayerReport(index, path, reason or str(block.cc_fused), few_tokens))
     device = inner.cc.decision_maker.weight.device
     kernels = f"{'Triton' if triton_serves('swiglu', device) else 'plain PyTorch'}, for tensors on {device.type}"
-    return Report(kernels, tuple(layers), (*_notes(inner.cc), _capture_note(body_of(inner))))
+    body = body_of(inner)
+    notes = (
+        *_notes(inner.cc),
+        _capture_note(body),
+        *_memory_notes(layers_of(inner), layers, spec),
+        *_graph_notes(body),
+    )
+    return Report(kernels, tuple(layers), notes)
 
 
 def _few_tokens(block: Any) -> str:
@@ -99,7 +109,7 @@ def _few_tokens(block: Any) -> str:
 
 
 def _fallback(block: Any, addend: Any, spec: ModelSpec) -> str | None:
-    for name, module in (("block", block), ("norm after the block", addend)):
+    for name, module in (("block", block), ("module whose output is added", addend)):
         if not is_patched(module):
             return f"the {name} was replaced by {type(module).__name__}: connected forwards raise"
     forward = block.__dict__.get("_old_forward", block.__dict__.get("forward"))
@@ -113,6 +123,49 @@ def _capture_note(body: Any) -> str:
     obstacle = narrow_obstacle(body)
     tokens = "the captured tokens alone" if obstacle is None else f"all tokens ({obstacle})"
     return f"captures: the last layer's feed-forward block runs on {tokens}"
+
+
+def _memory_notes(layers: Any, reports: list[LayerReport], spec: ModelSpec) -> list[str]:
+    """Which down projections do without their saved input, after `save_memory`, and why others do not."""
+    outcomes = []
+    for layer, described in zip(layers, reports):
+        block = block_of(layer, spec)
+        if getattr(block, FLAG, False):
+            outcomes.append((_kept_because(layer, block, described, spec), described.index))
+    notes = []
+    for reason, run in groupby(outcomes, key=lambda outcome: outcome[0]):
+        span = _span([index for _, index in run])
+        if reason is None:
+            notes.append(f"memory: the down projections of {span} compute their input again in the backward")
+        else:
+            notes.append(f"memory: the down projections of {span} keep their input ({reason})")
+    return notes
+
+
+def _kept_because(layer: Any, block: Any, described: LayerReport, spec: ModelSpec) -> str | None:
+    """Why training keeps the down projection's input, or why nothing is left to gain."""
+    if described.path == "fallback":
+        return described.reason
+    if layer._compiled_call_impl is not None:
+        return "it is compiled, and the compiler chooses what is kept"
+    if is_partitioned(getattr(block, spec.down)):
+        return "ZeRO-3 partitions its parameters"
+    if getattr(layer, "gradient_checkpointing", False):
+        return "of one layer at a time, by gradient checkpointing"
+    return None
+
+
+def _graph_notes(body: Any) -> list[str]:
+    """How the pivot pass runs after `use_pivot_graph`."""
+    graphs = body.__dict__.get(ATTRIBUTE)
+    if graphs is None:
+        return []
+    obstacle = graph_work(body).obstacle or graphs.failure
+    return [f"pivot graph: not used ({obstacle})" if obstacle is not None else f"pivot graph: {graphs}"]
+
+
+def _span(indices: list[int]) -> str:
+    return f"layer {indices[0]}" if len(indices) == 1 else f"layers {indices[0]}-{indices[-1]}"
 
 
 def _notes(connection: Any) -> list[str]:

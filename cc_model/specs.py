@@ -29,6 +29,7 @@ class ModelSpec:
     activation: str = "act_fn"  # empty: SiLU, without a module for it
     scaled: str = ""  # why the block computes more than `down(act(gate(x)) * up(x))`; it runs its stock forward
     dropout: str = ""  # the block's own dropout of its output, a number; where it is not 0, the stock forward runs
+    cuts: bool = False  # the head tells by the length of the body's result whether `logits_to_keep` has cut it
     hands_on: bool = True  # forwards hand unknown keyword arguments on, down to the layers
 
 
@@ -65,7 +66,7 @@ SPECS: dict[str, ModelSpec] = {
     "exaone4": _AFTER,
     "gemma2": _AFTER,
     "gemma3_text": _AFTER,
-    "gemma4_text": _AFTER,
+    "gemma4_text": replace(_AFTER, cuts=True),
     "glm4": replace(_GATE_UP, addend=("post_mlp_layernorm",)),
     "olmo2": _AFTER,
     "olmo3": _AFTER,
@@ -102,7 +103,7 @@ SPECS: dict[str, ModelSpec] = {
     "qwen3_next": ModelSpec(),
     # A text decoder inside a model of several modalities, for text prompts.
     "gemma3": replace(_TEXT, addend=_AFTER.addend),
-    "gemma4": replace(_TEXT, addend=_AFTER.addend),
+    "gemma4": replace(_TEXT, addend=_AFTER.addend, cuts=True),
     "llama4": ModelSpec(body="language_model.model", mlp="feed_forward", activation="activation_fn"),
     "mistral3": _TEXT,
     "qwen3_5": _TEXT,

@@ -16,7 +16,9 @@ FLOORS = {
         ("__init__",),
         ("ops",),
         ("op",),
-        ("library", "backend", "reference"),
+        ("reference",),
+        ("functions",),
+        ("library", "backend"),
         ("launch", "checks"),
     ),
     "cc_model": (

@@ -33,7 +33,7 @@ from train.common.files import output_folder
 from train.common.models import load_for_training, save_options, set_end_of_turn
 from train.common.resume import KeepOptions, check_options, check_parts, options_of, other_rows
 from train.common.rows import check_rows, choose_pairs, count_pivots
-from train.common.training import make_trainer
+from train.common.training import check_training, make_trainer
 from train.data.sources import load_rows
 
 DESCRIPTION = (
@@ -91,7 +91,8 @@ def run_sft(
     console = open_console(console)
     if token_options.system is not None:
         token_options = replace(token_options, system=as_typed(token_options.system))
-    options = options_of(model_options, data_options, token_options)
+    check_training(arguments, model_options.method)
+    options = options_of(model_options, data_options, token_options, arguments)
     checkpoint = find_checkpoint(arguments)
     if checkpoint is not None:
         check_options(checkpoint, options)
@@ -101,7 +102,9 @@ def run_sft(
     model, tokenizer = load_for_training(model_options, rows)
     if checkpoint is not None:
         check_parts(checkpoint, model, tokenizer, model_options)
-    collator = ParallelCollator(tokenizer, **asdict(token_options))
+    collator = ParallelCollator(
+        tokenizer, **asdict(token_options), share_pivots=arguments.share_pivots, loss_only=arguments.loss_only
+    )
     set_end_of_turn(model, collator)
     rows, eval_rows = _checked(rows, eval_rows, collator, arguments)
     trainer = make_trainer(model, collator, rows, arguments, eval_rows, model_options.method, console)
@@ -156,7 +159,7 @@ def _announce(console: Console, model: Any, rows: Dataset, options: Mapping[str,
         f"{count_pivots(rows):,} with an English version" + (f"; resuming from {checkpoint}" if checkpoint else ""),
     )
     for difference in other_rows(checkpoint, options) if checkpoint else ():
-        say(console, f"resuming with other rows: {difference}")
+        say(console, f"resuming with {difference}")
 
 
 def _simulated_training(

@@ -58,6 +58,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "experiment": (*_MODEL, "train/experiment/*.py"),
     "tune": ("cc_kernels/ops/**/*.py", "benchmarks/tune.py", *_CLOCK),
     "swiglu": _op("swiglu"),
+    "geglu": _op("geglu", "cc_kernels/ops/swiglu.py"),
     "capture_rows": _op("capture_rows"),
     "add_rows": _op("add_rows", "cc_kernels/ops/capture_rows.py"),
     "decide": _op("decide", *_DECISION),

@@ -7,7 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.show import experiment, fit_matrix, gpu, host_time, ops, profile_fusion, suites, tests, train_run, tune
+from benchmarks.show import (
+    experiment,
+    fit_matrix,
+    gpu,
+    host_time,
+    ops,
+    profile_fusion,
+    suites,
+    tests,
+    train_run,
+    tune,
+    versions,
+)
 from benchmarks.show.table import Kind, Record
 
 KINDS: dict[str, Kind] = {
@@ -21,6 +33,7 @@ KINDS: dict[str, Kind] = {
     "suites": suites.KIND,
     "experiment": experiment.KIND,
     "gpu": gpu.KIND,
+    "versions": versions.KIND,
 }
 
 

@@ -39,6 +39,16 @@ def swiglu_backward(tokens: int, inner: int, size: int) -> Cost:
     return Cost(5 * tokens * inner * size, 11 * tokens * inner)
 
 
+def geglu_forward(tokens: int, inner: int, size: int) -> Cost:
+    """Read gate and up, write out; an exponential, or erf, counts as one operation."""
+    return Cost(3 * tokens * inner * size, 9 * tokens * inner)
+
+
+def geglu_backward(tokens: int, inner: int, size: int) -> Cost:
+    """Read the gradient, gate and up, write two gradients."""
+    return Cost(5 * tokens * inner * size, 18 * tokens * inner)
+
+
 def capture_rows_forward(rows: int, width: int, size: int) -> Cost:
     """Read and write K rows."""
     return Cost(2 * rows * width * size, 0)
@@ -84,6 +94,8 @@ def gate_up_swiglu_forward(rows: int, width: int, inner: int, size: int) -> Cost
 LINES: dict[str, Callable[[ModelShape, int], Cost]] = {
     "swiglu forward": lambda m, size: swiglu_forward(TOKENS, m.intermediate, size),
     "swiglu backward": lambda m, size: swiglu_backward(TOKENS, m.intermediate, size),
+    "geglu forward": lambda m, size: geglu_forward(TOKENS, m.intermediate, size),
+    "geglu backward": lambda m, size: geglu_backward(TOKENS, m.intermediate, size),
     "capture_rows forward": lambda m, size: capture_rows_forward(ROWS, m.hidden, size),
     "capture_rows_through backward": lambda m, size: capture_rows_backward(TOKENS, ROWS, m.hidden, size),
     "add_rows in place": lambda m, size: add_rows_inplace(ROWS, m.hidden, size),

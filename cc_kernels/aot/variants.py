@@ -5,6 +5,7 @@ Because the launchers themselves are asked, a configuration that a heuristic can
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
@@ -39,6 +40,17 @@ def _swiglu(model: ModelShape, dtype: torch.dtype, batches: tuple[int, ...]) -> 
         for gate, up in ((whole, whole), halves):
             op._swiglu_forward(gate, up)
             op._swiglu_backward(whole, gate, up)
+
+
+def _geglu(model: ModelShape, dtype: torch.dtype, batches: tuple[int, ...]) -> None:
+    """Both GELUs; the halves of one projection, as in phi3 and glm, which SwiGLU has, too."""
+    op = _op_module("geglu")
+    for tokens, tanh in itertools.product((1, TOKENS), (False, True)):
+        whole = _empty(tokens, model.intermediate, dtype=dtype)
+        halves = _empty(tokens, 2 * model.intermediate, dtype=dtype).chunk(2, dim=-1)
+        for gate, up in ((whole, whole), halves):
+            op._geglu_forward(gate, up, tanh)
+            op._geglu_backward(whole, gate, up, tanh)
 
 
 def _capture_rows(model: ModelShape, dtype: torch.dtype, batches: tuple[int, ...]) -> None:
@@ -103,6 +115,7 @@ def _gate_up_swiglu(model: ModelShape, dtype: torch.dtype, batches: tuple[int, .
 
 OPS: dict[str, Callable[[ModelShape, torch.dtype, tuple[int, ...]], None]] = {
     "swiglu": _swiglu,
+    "geglu": _geglu,
     "capture_rows": _capture_rows,
     "add_rows": _add_rows,
     "connect": _decision,

@@ -35,7 +35,7 @@ from cc_kernels.launch import (
     warp_size,
     written,
 )
-from cc_kernels.library import define
+from cc_kernels.library import define, is_transformed
 from cc_kernels.op import Op
 from cc_kernels.ops.capture_rows import capture_rows_triton
 
@@ -135,7 +135,7 @@ class _AddRowsInplace(torch.autograd.Function):
 
 
 def _add_rows_triton(x: Tensor, rows: Tensor, values: Tensor, inplace: bool = False) -> Tensor:
-    if not inplace:
+    if not inplace or is_transformed():
         return _add_op(x, rows, values)
     if torch.compiler.is_compiling():
         return reference.add_rows(x, rows, values, inplace=True)

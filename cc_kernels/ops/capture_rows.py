@@ -33,7 +33,7 @@ from cc_kernels.launch import (
     unit_stride,
     warp_size,
 )
-from cc_kernels.library import define
+from cc_kernels.library import define, is_transformed
 from cc_kernels.op import Op
 
 
@@ -177,6 +177,8 @@ def capture_rows_triton(x: Tensor, rows: Tensor, assume_valid: bool = False) -> 
 
 
 def _capture_through_triton(x: Tensor, rows: Tensor, assume_valid: bool = False) -> tuple[Tensor, Tensor]:
+    if is_transformed():  # autograd adds the two gradients itself
+        return x, _capture_op(x, rows)
     return _CaptureThrough.apply(x, rows)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cc_kernels import connect, transform_rows
+from cc_kernels.library import is_transformed
 from cc_model.config import CCConfig
 
 
@@ -71,6 +72,8 @@ class DecisionMaker(nn.Module):
 
         A change past PyTorch's version counter (`weight.data.mul_(2)`) is seen after the next `train()` or `eval()`.
         """
+        if torch.compiler.is_exporting() or is_transformed():  # traced tensors have neither version nor memory
+            return _fold(matrix, self.weight)
         if matrix.is_inference() or self.weight.is_inference():  # no version counters, so nothing to compare
             return _fold(matrix, self.weight)
         key = (matrix._version, matrix.data_ptr(), self.weight._version, self.weight.data_ptr())

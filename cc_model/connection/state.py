@@ -84,7 +84,8 @@ class CrossLingualConnection(nn.Module):
         super().__setattr__(name, value)
 
     def _expected_shapes(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
-        if "hidden_size" not in self.__dict__:  # under construction
+        """Of the matrix and the bias; empty while nothing is to be checked."""
+        if "hidden_size" not in self.__dict__ or "_is_replica" in self.__dict__:  # it gets what was checked
             return {}
         layers, width = self.num_layers, self.hidden_size
         return {

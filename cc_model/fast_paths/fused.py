@@ -57,14 +57,14 @@ def fallback_reason(block: nn.Module, spec: ModelSpec) -> str | None:
     if hasattr(block, "experts"):
         return f"{type(block).__name__} is a mixture of experts"
     projections = (spec.gate_up or spec.gate, spec.gate_up or spec.up, spec.down)
+    missing = [name for name in projections if not hasattr(block, name)]
+    if missing:
+        return f"no projection named {missing[0]}"
     if _activation(block, spec) is None:
         activation = getattr(block, spec.activation, None) if spec.activation else None
         if activation is not None:
             return f"activation {type(activation).__name__}, not SiLU or GELU"
         return f"{type(block).__name__} has no activation {spec.activation!r}"
-    missing = [name for name in projections if not hasattr(block, name)]
-    if missing:
-        return f"no projection named {missing[0]}"
     if spec.scaled:
         return spec.scaled
     if spec.dropout and getattr(block, spec.dropout):

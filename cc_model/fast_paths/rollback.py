@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticCache,
+    StaticLayer,
+)
 
 
 def rollback_obstacle(cache: Cache, new_tokens: int) -> str | None:
@@ -14,6 +21,8 @@ def rollback_obstacle(cache: Cache, new_tokens: int) -> str | None:
     """
     if getattr(cache, "offloading", False):
         return "the cache is offloaded"
+    if type(cache) not in (Cache, DynamicCache, StaticCache):  # MiniMax's holds more than its layers
+        return f"a cache of type {type(cache).__name__} cannot be rolled back"
     layers: list[Any] = list(cache.layers)
     for layer in layers:
         kind = type(layer)

@@ -31,7 +31,7 @@ from cc_model.forward.packing import PACKED, check_packed, refuse_packing
 from cc_model.forward.pivot_call import PivotCall
 from cc_model.forward.simulated_call import SimulatedCall
 from cc_model.generation import GenerationState
-from cc_model.specs import body_of
+from cc_model.specs import spec_of
 
 logger = logging.getLogger("cc_model")
 
@@ -147,7 +147,7 @@ def _plan_generation(
 
 def _kept(model: Any, named: dict[str, Any]) -> int | Tensor:
     """How many of the last tokens the head reads; all, where it finds them by the length of what the body returns."""
-    return 0 if "logits_to_keep" in body_of(model).cc_arguments else named.get("logits_to_keep", 0)
+    return 0 if spec_of(model).cuts else named.get("logits_to_keep", 0)
 
 
 def _warn_of_mistakes(connection: CrossLingualConnection, index: Tensor | None) -> None:
@@ -175,3 +175,9 @@ def _warn_of_plain_step(connection: CrossLingualConnection, named: dict[str, Any
             "batch. Of tokenised rows TRL's SFTTrainer, and Trainer with use_liger_kernel, drop the pivot columns "
             "unless they are told remove_unused_columns=False"
         )
+        if connection.transform_matrix is not None:
+            logger.warning(
+                "a Transform Matrix is set: forwards in evaluation with the same labels connect, these steps do not. "
+                "A trainer that compares the two (DPO, KTO) belongs inside of cc_model.connection_disabled(model), "
+                "for the policy and for a patched reference"
+            )

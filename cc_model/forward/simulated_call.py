@@ -86,6 +86,8 @@ class SimulatedCall(ConnectedCall):
 
     def obstacle(self, named: dict[str, Any], cache: Cache, length: int) -> str | None:
         """Why a second prefill is needed; None when rolling back the cache does."""
+        if torch.compiler.is_exporting():
+            return "torch.export takes no length that is read from a tensor"
         if torch.is_grad_enabled():
             return "gradients are enabled; use torch.no_grad()"
         if not isinstance(named.get("attention_mask"), (Tensor, dict, type(None))):
@@ -162,7 +164,9 @@ def probing_cache(cache: Cache | None, named: dict[str, Any]) -> Cache | None:
     plain_mask = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
     if cache is None or (plain_mask and int(cache.get_seq_length()) == 0):
         return None
-    return copy.deepcopy(cache)
+    held = (part for layer in cache.layers for part in vars(layer).values())
+    with_graph = {id(part): part.detach().clone() for part in held if isinstance(part, Tensor) and not part.is_leaf}
+    return copy.deepcopy(cache, with_graph)  # what has a graph cannot be copied: this run has none
 
 
 def sliced(named: dict[str, Any], start: int, length: int) -> dict[str, Any]:

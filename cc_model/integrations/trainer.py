@@ -1,4 +1,5 @@
-"""transformers' Trainer for a patched model: it logs which layers are picked, and trains on simulated activations.
+"""transformers' Trainer for a patched model: English prompts are read once per step, the log has the picked layers,
+and the model may train on simulated activations.
 
 Needs accelerate, as `transformers.Trainer` does. `import cc_model` does not import this module.
 """
@@ -11,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from cc_model import fit_transform_matrix
 from cc_model.connection.state import connection_of
 from cc_model.data.collator import ParallelCollator
 from cc_model.data.prompt_batches import prompt_batches
+from cc_model.integrations.window import WindowTrainer
 
 PREFIX = "decision/layer_"
 ROWS = "decision/rows"
@@ -49,12 +51,15 @@ class PlainCollator:
         return {key: value for key, value in self.collator(features).items() if key in STOCK_KEYS}
 
 
-class CCTrainer(Trainer):
-    """Adds to Trainer's log which layers the Decision Maker picked since the last log.
+class CCTrainer(WindowTrainer):
+    """`WindowTrainer` whose log says which layers the Decision Maker picked since the last log. What the scripts use.
+
+    It runs one pivot pass for all micro-batches of an optimizer step, where that is exact, and takes `pivot_tokens` and
+    `translations_per_batch`; see `cc_model.integrations.window.WindowTrainer` for both, and for the errors.
 
     `decision/layer_07` is the share of connected rows that received layer 7's activation; `decision/rows` is the number
-    of connected rows. The counts stay on the device until they are logged, so a step never waits for them. Everything
-    else, arguments and errors, is Trainer's; a model that is not patched trains and logs as with Trainer.
+    of connected rows. The counts stay on the device until they are logged, so a step never waits for them. A model that
+    is not patched trains and logs as with Trainer; its batches are a `PlainCollator`'s.
 
     Example:
         >>> import tempfile
@@ -65,22 +70,25 @@ class CCTrainer(Trainer):
         >>> core = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "hola": 2, "hello": 3}, unk_token="<unk>"))
         >>> core.pre_tokenizer = pre_tokenizers.Whitespace()
         >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="</s>")
-        >>> rows = [{"instruction": "hola", "instruction_en": "hello", "output": "mundo"}] * 4
+        >>> rows = [{"instruction": "hola", "instruction_en": "hello", "output": "mundo"}] * 8
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     trainer = CCTrainer(
         ...         model=patch_model(tiny_model("llama", num_hidden_layers=2)),
         ...         args=TrainingArguments(
-        ...             folder, max_steps=1, logging_steps=1, per_device_train_batch_size=4, save_strategy="no",
-        ...             remove_unused_columns=False, report_to="none", disable_tqdm=True, use_cpu=True,
+        ...             folder, max_steps=1, logging_steps=1, per_device_train_batch_size=2, save_strategy="no",
+        ...             gradient_accumulation_steps=4, remove_unused_columns=False, report_to="none", use_cpu=True,
+        ...             disable_tqdm=True,
         ...         ),
         ...         train_dataset=rows,
-        ...         data_collator=ParallelCollator(tokenizer),
+        ...         data_collator=ParallelCollator(tokenizer, share_pivots=True, loss_only=True),
         ...     )
         ...     _ = trainer.remove_callback(PrinterCallback)
         ...     _ = trainer.train()
         >>> logged = trainer.state.log_history[0]
         >>> logged["decision/rows"], sum(histogram(logged))
-        (4.0, 1.0)
+        (8.0, 1.0)
+        >>> trainer.pivot_parts, trainer.pivot_rows  # four micro-batches of two rows: one pass over one prompt
+        (1, 1)
     """
 
     _decisions: Tensor | None = None

@@ -36,8 +36,8 @@ class WindowTrainer(Trainer):
         V[l, p] = f_l[p]      for the distinct prompts p of all A micro-batches, before the first of them
 
     The loss and all gradients are those of a pivot pass per micro-batch: no weight changes within a window. Where the
-    forward itself draws (attention dropout, an adapter's dropout, NEFTune), a prompt draws once for the window instead of once
-    for each row that reads it. Gumbel noise, `simulated_share` and `connection_dropout` are drawn per row as ever.
+    forward itself draws (attention dropout, an adapter's dropout, NEFTune), a prompt draws once for the window instead
+    of once for each row that reads it. Gumbel noise, `simulated_share` and `connection_dropout` are drawn per row as ever.
 
     A part of the pass has at most `pivot_tokens` tokens. It keeps no activations for a backward, so with the default it
     needs less memory than the micro-batch itself. The prompts of a window are compared on the host, for which it waits
@@ -62,7 +62,8 @@ class WindowTrainer(Trainer):
     Raises:
         TypeError, ValueError: an argument is no positive integer. On training, ValueError: accelerate cuts batches
             whose pivots or labelled tokens are shared (`dispatch_batches`, the default for an `IterableDataset`, on
-            several processes), or `translations_per_batch` comes with such a data set or another sampling strategy.
+            several processes), or `translations_per_batch` comes with such a data set, another sampling strategy, or
+            `split_batches` on several processes.
 
     Example:
         >>> import tempfile
@@ -146,6 +147,11 @@ class WindowTrainer(Trainer):
         if not hasattr(rows, "__len__") or strategy != "random":
             got = "an IterableDataset" if not hasattr(rows, "__len__") else f"train_sampling_strategy={strategy!r}"
             raise ValueError(f"translations_per_batch: expected a data set with a length, in random order, got {got}")
+        if self.accelerator.split_batches and self.args.world_size > 1:
+            raise ValueError(
+                "translations_per_batch: expected accelerate to give whole batches to each of several processes, got "
+                "split_batches=True, which takes translations apart"
+            )
         sampler = TranslationSampler(
             english_keys(rows),
             self.translations_per_batch,

@@ -119,7 +119,7 @@ class PatchedCausalLM:
             addend = addend_of(layer, spec)
             slot = getattr(addend, "cc_slot", None)
             if slot is None:
-                what = "norm after the feed-forward block" if spec.addend else "feed-forward block"
+                what = "module whose output is added" if spec.addend else "feed-forward block"
                 raise RuntimeError(
                     f"connection: the {what} of layer {index}, {type(addend).__name__}, was replaced "
                     "after patch_model; call unpatch_model and patch_model again"

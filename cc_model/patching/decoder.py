@@ -9,15 +9,18 @@ off.
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cc_kernels import gate_up_swiglu, geglu, swiglu
 from cc_model.compat import cache_of, with_cache
 from cc_model.data.columns import CONNECTION_ARGUMENTS
 from cc_model.fast_paths.few_tokens import halves, streams_weights
 from cc_model.fast_paths.fused import GELU_TANH, SILU, FusedBlock
+from cc_model.fast_paths.product import computes_again, without_product
 from cc_model.forward.calls import PlainCall
 from cc_model.forward.passes import LayerSlot, active
 
@@ -142,6 +145,7 @@ class PatchedFeedForward:
 
     training: bool
     cc_fused: FusedBlock | None  # None runs the stock forward
+    cc_computes_again = False  # see `cc_model.save_memory`
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """`down(act(gate(x)) * up(x))`. Projections are called as modules: adapters and hooks stay in effect.
@@ -160,9 +164,17 @@ class PatchedFeedForward:
             inner = gate_up_swiglu(x.reshape(-1, x.shape[-1]), *halves(gate, up))
             return down(inner.view(*x.shape[:-1], inner.shape[-1]))
         gated, raised = (gate(x), up(x)) if up is not None else gate(x).chunk(2, dim=-1)
-        if fused.activation == SILU:
-            return down(swiglu(gated, raised))
-        return down(geglu(gated, raised, approximate="tanh" if fused.activation == GELU_TANH else "none"))
+        inner = _product(gated, raised, fused.activation)
+        if self.cc_computes_again and computes_again(inner, down):
+            with without_product(inner, partial(_product, gated.detach(), raised.detach(), fused.activation)):
+                return down(inner)
+        return down(inner)
+
+
+def _product(gated: Tensor, raised: Tensor, activation: str) -> Tensor:
+    if activation == SILU:
+        return swiglu(gated, raised)
+    return geglu(gated, raised, approximate="tanh" if activation == GELU_TANH else "none")
 
 
 class PatchedFeedForwardAddend(PatchedAddend, PatchedFeedForward):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +19,9 @@ class ConnectedCausalLMOutput(CausalLMOutputWithPast):
     decision_weights: Tensor | None = None
 
 
+_CLASSES: dict[type, Any] = {CausalLMOutputWithPast: ConnectedCausalLMOutput}
+
+
 def connected_output(output: ModelOutput, weights: Tensor) -> ModelOutput:
     """`output` with `decision_weights`; an instance of its own class, whose other fields it keeps.
 
@@ -30,22 +32,19 @@ def connected_output(output: ModelOutput, weights: Tensor) -> ModelOutput:
         >>> isinstance(found, MoeCausalLMOutputWithPast), found.router_logits, tuple(found.decision_weights.shape)
         (True, None, (1, 2))
     """
-    return _connected_class(type(output))(**output, **{FIELD: weights})
+    if output.keys() <= {field.name for field in dataclasses.fields(output)}:  # type: ignore[arg-type]
+        return _connected_class(type(output))(**output, **{FIELD: weights})
+    output[FIELD] = weights  # somebody added a field to it in the same way
+    return output
 
 
-@functools.cache
 def _connected_class(stock: type) -> Any:
     """The subclass of an output class with the field; the same one at every call."""
-    if stock is CausalLMOutputWithPast:
-        return ConnectedCausalLMOutput
-    namespace = {
-        "__reduce__": _reduce,
-        "__module__": stock.__module__,
-        "__doc__": stock.__doc__,
-        "cc_stock_class": stock,
-    }
-    field = (FIELD, Tensor | None, dataclasses.field(default=None))
-    return dataclasses.make_dataclass(stock.__name__, [field], bases=(stock,), namespace=namespace)
+    if stock not in _CLASSES:
+        namespace = {"__reduce__": _reduce, "__module__": stock.__module__, "cc_stock_class": stock}
+        field = (FIELD, Tensor | None, dataclasses.field(default=None))
+        _CLASSES[stock] = dataclasses.make_dataclass(stock.__name__, [field], bases=(stock,), namespace=namespace)
+    return _CLASSES[stock]
 
 
 def _reduce(self: Any) -> Any:

@@ -14,6 +14,7 @@ from cc_model.config import CCConfig
 from cc_model.connection.adapters import wrap_decision_maker
 from cc_model.connection.state import CrossLingualConnection
 from cc_model.distributed import refuse_fsdp
+from cc_model.fast_paths import pivot_graph, product
 from cc_model.fast_paths.fused import fused_block
 from cc_model.forward.passes import LayerSlot
 from cc_model.patching.classes import is_patched, patched_class, swap_class
@@ -41,21 +42,24 @@ def patch_model(model: nn.Module, config: CCConfig | None = None) -> nn.Module:
     | `gumbel_noise` g | (B, L) | floating point; None: in training drawn in fp32, in evaluation none |
 
     Given `pivot_input_ids` it connects. Without them it is the plain model in training; in evaluation it connects when
-    `model.cc.transform_matrix` is set and no earlier tokens are cached: V are then the main prompt's own activations at
-    q, mapped by the matrix. `model.generate` connects once for each prompt.
+    `model.cc.transform_matrix` is set: V are then the main prompt's own activations at q, mapped by the matrix. Where,
+    it is told by `connection_index`, or, while no earlier tokens are cached, by `labels`; a forward without both is
+    plain after cached tokens, and raises otherwise. `model.generate` connects once for each prompt.
 
-    `connection_index` defaults to the token before the first label ≠ −100, or to the last attended token;
-    `pivot_index` to the last attended pivot token. A row without labels, with index −1 or with an all-zero pivot mask
-    gets no connection; its contribution and its gradients are exact zeros. An index out of range skips the row. Packed
-    rows (N examples in B rows) take N pivots and N indices into the flattened tokens, see `cc_model.forward.packing`.
+    `connection_index` defaults to the token before the first label ≠ −100, or, with an English prompt and without
+    labels, to the last attended token; `pivot_index` to the last attended pivot token. A row without labels, with index
+    −1 or with an all-zero pivot mask gets no connection; its contribution and its gradients are exact zeros. An index
+    out of range skips the row. Packed rows (N examples in B rows) take N pivots and N indices into the flattened
+    tokens, see `cc_model.forward.packing`.
 
     The patched forward raises, besides what the stock one does:
 
     - TypeError: an added argument is no tensor or has the wrong dtype.
-    - ValueError: an added argument has the wrong shape, or a pivot row has no token (S = 0); `pivot_attention_mask` or
-      `pivot_index`, in training also `connection_index` or `gumbel_noise`, comes without `pivot_input_ids`;
-      `simulated_share` is above 0 in training and no matrix is set; packed rows come without `position_ids`, or with a
-      2-dimensional mask or a cache.
+    - ValueError: in evaluation with a matrix and an empty cache neither `connection_index` nor `labels` nor an English
+      prompt is given; an added argument has the wrong shape, or a pivot row has no token (S = 0);
+      `pivot_attention_mask` or `pivot_index`, in training also `connection_index` or `gumbel_noise`, comes without
+      `pivot_input_ids`; `simulated_share` is above 0 in training and no matrix is set; packed rows come without
+      `position_ids`, or with a 2-dimensional mask or a cache.
     - NotImplementedError: `cu_seq_lens_q`, `cu_seq_lens_k` or `seq_idx` without one pivot and index per example.
     - RuntimeError: `position_ids` restart without one pivot and index per example, or less often than there are
       examples (on a GPU a device-side assertion).
@@ -158,10 +162,11 @@ def unpatch_model(model: nn.Module) -> nn.Module:
         parts: list[Any] = [addend_of(layer, spec), block_of(layer, spec), layer]
         for module in parts:
             if is_patched(module):
-                module.__dict__.pop("cc_slot", None)
-                module.__dict__.pop("cc_fused", None)
+                for name in ("cc_slot", "cc_fused", product.FLAG):
+                    module.__dict__.pop(name, None)
                 swap_class(module, type(module).cc_stock_class)
     body = body_of(inner)
+    body.__dict__.pop(pivot_graph.ATTRIBUTE, None)
     del body.__dict__["cc_connection"], body.__dict__["cc_hands_on"], inner.__dict__["cc_hands_on"]
     swap_class(body, type(body).cc_stock_class)
     swap_class(inner, type(inner).cc_stock_class)  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ import torch
 from benchmarks.baselines import make_modes, random_batch
 from benchmarks.baselines.base import TwoForwards, Vanilla
 from benchmarks.baselines.hooks import Hooks
-from benchmarks.baselines.ours import Ours
+from benchmarks.baselines.ours import Ours, OursPlain
 from benchmarks.baselines.published import Published
 from benchmarks.measure.counting import count_ops, peak_bytes
 from benchmarks.measure.models import build
@@ -34,7 +34,7 @@ def modes():
         pad_token_id=None,
     )
     torch.manual_seed(0)
-    kinds = [Vanilla, TwoForwards, Published, Hooks, Ours]
+    kinds = [Vanilla, TwoForwards, Published, Hooks, Ours, OursPlain]
     made = make_modes(kinds, LlamaForCausalLM(config).eval())
     return {mode.name: mode for mode in made}
 

@@ -20,6 +20,7 @@ pytestmark = [
 FAST = next(model for model in MODELS if model.name == "Qwen2.5-7B")
 KERNELS = {
     "swiglu": {"swiglu_fwd_kernel", "swiglu_bwd_kernel"},
+    "geglu": {"geglu_fwd_kernel", "geglu_bwd_kernel"},
     "capture_rows": {"capture_rows_fwd_kernel", "capture_rows_bwd_kernel"},
     "add_rows": {"add_rows_fwd_kernel"},
     "transform_rows": {"transform_rows_fwd_kernel"},
@@ -47,7 +48,7 @@ def test_compiles_without_spills(op, target):
     for report in reports:
         assert report.problems == ()
         assert report.occupancy > 0
-    if op == "swiglu":  # every access is 128 bits wide
+    if op in ("swiglu", "geglu"):  # every access is 128 bits wide
         for report in reports:
             assert report.wide_loads > 0
             assert report.wide_stores > 0

@@ -9,40 +9,13 @@ from __future__ import annotations
 import oracle
 import pytest
 import torch
+from families import LAYERS, MODELS, made, same_gradients, tiny
 from model_pairs import batch, gradients, gumbel
 from transformers import AutoConfig
 
-from cc_model import CCConfig, connection_disabled, patch_model, unpatch_model
-from cc_model.specs import SPECS
-from cc_model.testing import random_matrix, tiny_model
+from cc_model import CCConfig, connection_disabled, unpatch_model
+from cc_model.specs import block_of, layers_of, spec_of
 
-LAYERS = 3
-DROPOUTS = (
-    *("attention_dropout", "hidden_dropout", "residual_dropout", "resid_pdrop", "resid_dropout", "activation_dropout"),
-    *("embd_pdrop", "embd_dropout", "attn_pdrop", "dropout"),
-)
-# One more model of a family, where its config leads to other layers.
-VARIANTS = {
-    "bloom": {"residual after the norm": {"apply_residual_connection_post_layernorm": True}},
-    "falcon": {
-        "alibi": {"alibi": True},
-        "new": {"new_decoder_architecture": True, "num_kv_heads": 2},
-        "one after the other": {"parallel_attn": False},
-    },
-    "gemma4_text": {
-        "experts": {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32},
-        "shared keys": {
-            "num_kv_shared_layers": 1,
-            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
-        },
-    },
-    "gpt_neox": {"one after the other": {"use_parallel_residual": False}},
-    "llama4_text": {"all experts": {"interleave_moe_layer_step": 1}},
-    "phi3": {"gelu": {"hidden_act": "gelu"}},
-    "gemma": {"erf": {"hidden_activation": "gelu", "hidden_act": "gelu"}},
-}
-MODELS = {name: (name, {}) for name in sorted(SPECS)}
-MODELS |= {f"{name}, {kind}": (name, options) for name, kinds in VARIANTS.items() for kind, options in kinds.items()}
 BROKEN = {"llama4": "its own forward raises: its text model's output has no image_outputs"}
 
 
@@ -63,39 +36,6 @@ def family(request):
     return request.param
 
 
-def tiny(family):
-    name, options = MODELS[family]
-    return tiny_model(name, **{"num_hidden_layers": LAYERS, **options})
-
-
-def made(family, config=None, dropout=0.0):
-    """A stock and a patched model, with all weights drawn, biases and norms too, so that everything has an effect."""
-    models = []
-    for _ in range(2):
-        model = tiny(family)
-        generator = torch.Generator().manual_seed(3)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-        text = model.config.get_text_config(decoder=True)
-        for module in model.modules():
-            for name in DROPOUTS:
-                if isinstance(module.__dict__.get(name), float):
-                    module.__dict__[name] = dropout
-            if isinstance(module, torch.nn.Dropout):
-                module.p = dropout
-        for name in DROPOUTS:
-            if isinstance(getattr(text, name, None), float):
-                setattr(text, name, dropout)
-        models.append(model)
-    stock, model = models
-    patch_model(model, config)
-    with torch.no_grad():
-        model.cc.decision_maker.weight.normal_(generator=torch.Generator().manual_seed(1))
-    model.cc.transform_matrix = random_matrix(model)
-    return stock, model
-
-
 @pytest.mark.parametrize("pivot_grad", [False, True], ids=["", "pivot_grad"])
 def test_loss_and_gradients(family, pivot_grad):
     """In training mode, with dropout wherever the family has any: it is drawn as in the stock model."""
@@ -113,17 +53,60 @@ def test_loss_and_gradients(family, pivot_grad):
     assert abs(output.loss.item() - expected.item()) <= 1e-6
     found = gradients(model)
     wanted = {**gradients(stock), "cc.decision_maker.weight": weight.grad}
-    assert found.keys() == wanted.keys()
-    floor = 1e-3 * max(gradient.abs().max().item() for gradient in wanted.values())
-    for name, gradient in wanted.items():  # some are zero but for rounding, those of biases of keys for one
-        error, scale = (found[name] - gradient).abs().max().item(), gradient.abs().max().item()
-        assert error <= 1e-5 * max(scale, floor), f"{name}: {error:.2e} of {scale:.2e}"
+    same_gradients(found, wanted)
     with connection_disabled(model):
         torch.manual_seed(0)
         plain = model(input_ids=rows["input_ids"], labels=rows["labels"]).loss
     torch.manual_seed(0)
     assert plain.item() == stock(input_ids=rows["input_ids"], labels=rows["labels"]).loss.item()
     assert abs(plain.item() - expected.item()) > 1e-5  # the connection matters
+
+
+@torch.no_grad()
+def test_the_layer_adds_it(family):
+    """More of the addend's output is as much more of the layer's, but for one factor: nothing reads it but the sum."""
+    stock = tiny(family)
+    layer, addend = oracle.layers(stock)[0], oracle.added(stock)[0]
+    layer.hidden_size_per_layer_input = 0  # Gemma 4 adds something more, computed from the sum
+    ids = torch.tensor([[5, 6, 7]])
+    delta = torch.randn(3, addend_width(stock), generator=torch.Generator().manual_seed(0))
+    outputs = []
+
+    def more(module, args, output):
+        tensor = output[0] if isinstance(output, tuple) else output
+        changed = tensor + delta.view_as(tensor)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
+    layer.register_forward_hook(lambda module, args, output: outputs.append(first(output).clone()))
+    stock(ids)
+    addend.register_forward_hook(more)
+    stock(ids)
+    change = outputs[1] - outputs[0]
+    factor = (change[0] * delta).sum() / (delta * delta).sum()
+    assert factor > 0.01
+    torch.testing.assert_close(change[0], factor * delta, rtol=0, atol=1e-5)
+
+
+def first(output):
+    return output[0] if isinstance(output, tuple) else output
+
+
+def addend_width(model):
+    return model.config.get_text_config(decoder=True).hidden_size
+
+
+@torch.no_grad()
+def test_fused_blocks_compute_what_the_stock_ones_do(family):
+    """On inputs so large that every activation, and each form of GELU, differs from the others."""
+    stock, model = made(family)
+    x = 10 * torch.randn(5, addend_width(stock), generator=torch.Generator().manual_seed(0))[None]
+    for theirs, ours in zip(oracle.layers(stock), layers_of(model)):
+        block = block_of(ours, spec_of(model))
+        if block.cc_fused is None:
+            continue
+        expected = block_of(theirs, spec_of(model))(x)
+        torch.testing.assert_close(block(x), expected, rtol=1e-5, atol=1e-5)
+        assert expected.abs().max() > 0.1
 
 
 @torch.no_grad()

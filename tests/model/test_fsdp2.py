@@ -10,7 +10,7 @@ from model_pairs import assert_same_gradients
 
 
 @pytest.mark.parametrize("pivot_grad", [False, True])
-@pytest.mark.parametrize("options", [{}, {"offload": True}, {"checkpointing": False}])
+@pytest.mark.parametrize("options", [{}, {"offload": True}, {"checkpointing": False}, {"saves": True}])
 def test_equals_one_process(two_processes, options, pivot_grad):
     """Rank 1 has no English prompt at all: it gathers the same parameters and adds exact zeros."""
     ranks = two_processes.run(steps.fsdp, pivot_grad=pivot_grad, **options)

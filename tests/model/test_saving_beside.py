@@ -230,7 +230,7 @@ def test_an_upload_that_is_refused_leaves_a_saved_model(tmp_path, monkeypatch):
 def test_one_file_wins_over_an_index(tmp_path):
     """As in transformers, which reads the one file where a folder has both."""
     _, model = pair()
-    _, other = pair(seed=1)
+    _, other = pair(seed=1, matrix=True)
     other.save_pretrained(tmp_path / "other", **SHARDS)
     model.save_pretrained(tmp_path / "model")
     for path in (tmp_path / "other").glob("model*"):

@@ -12,6 +12,7 @@ import yaml
 from rich.console import Console
 
 from cc_model import fit_transform_matrix
+from cc_model.data.collator import ParallelCollator
 from cc_model.data.prompt_batches import prompt_batches
 from train.experiment import job as jobs
 from train.experiment.__main__ import main
@@ -243,6 +244,21 @@ def test_map_quality_is_one_for_equal_prompts(job):
     assert map_quality(model, collator, rows, 8)["r2"] == pytest.approx(1.0, abs=1e-3)
     model.cc.transform_matrix = torch.zeros(32, 32)
     assert map_quality(model, collator, rows, 8)["r2"] < 0.01
+
+
+def test_translations_share_their_prompt_in_an_experiment(job):
+    """Training, fit and evaluation read it once; the map's quality is that of a pivot for each row."""
+    settings, data, model, collator = job
+    assert collator.share_pivots
+    assert collator.loss_only
+    rows = sorted(data.pairs, key=lambda row: row["instruction_en"])[:16]
+    assert collator.prompts(rows)["pivot_input_ids"].shape[0] < 16
+    fit_transform_matrix(model, prompt_batches(model, collator, rows, 8, progress=False), ridge=1.0, progress=False)
+    apart = ParallelCollator(collator.tokenizer, max_length=settings.max_length)
+    assert map_quality(model, collator, rows, 8) == pytest.approx(map_quality(model, apart, rows, 8), abs=2e-4)
+    found, expected = (ask(settings, model, each, rows, "english") for each in (collator, apart))
+    assert found["correct"] == expected["correct"]
+    assert found["nll"] == pytest.approx(expected["nll"], abs=2e-4)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

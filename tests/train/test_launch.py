@@ -98,6 +98,25 @@ def test_ddp(start):
     assert_same_training(start, "ddp")
 
 
+def test_translations_in_the_same_order_after_a_resume(start):
+    """In the second epoch of two processes, where accelerate's loader does not tell the sampler which epoch it is."""
+    choice = {**DATA, "held_out": 0.0}
+    data = [load_rows(DataArguments(**{**choice, "languages": [language]})) for language in ("de", "fr")]
+    rows = [row for pair in zip(*data, strict=True) for row in pair][:40]
+    assert len({row["instruction_en"] for row in rows}) == 20
+    (start / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    options = {**OPTIONS, "model": str(start / "model"), "dataset": str(start / "pairs.jsonl"), "max_steps": 6}
+    options |= {"translations_per_batch": 2, "save_strategy": "steps", "save_steps": 4}
+    (start / "pairs.yaml").write_text("".join(f"{name}: {json.dumps(value)}\n" for name, value in options.items()))
+    common = ["-m", "train.sft", str(start / "pairs.yaml"), "--per_device_train_batch_size", "4", "--output_dir"]
+    accelerate("ddp.yaml", *common, str(start / "whole"))
+    checkpoint = str(start / "whole" / "checkpoint-4")
+    accelerate("ddp.yaml", *common, str(start / "resumed"), "--resume_from_checkpoint", checkpoint)
+    whole, resumed = history(start / "whole"), history(start / "resumed")
+    assert len(whole) == 6
+    assert resumed == whole
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_deepspeed(start, stage):
     """On a CPU DeepSpeed compiles an operator when it first runs, which takes a minute and wants g++."""

@@ -132,6 +132,22 @@ def test_other_rows_are_told(root, resume, capsys):
     assert "resuming with other rows: max_samples: the checkpoint was trained with None, now it is 40" in shown
 
 
+def test_another_order_of_the_rows_is_told(resume, capsys):
+    resume(translations_per_batch=2)
+    shown = capsys.readouterr().out
+    told = (
+        "resuming with rows in another order: translations_per_batch: the checkpoint was trained with None, now it is 2"
+    )
+    assert told in " ".join(shown.split())
+
+
+def test_how_fast_a_step_is_may_change(resume, capsys):
+    resume(share_pivots=False, loss_only=False)
+    shown = capsys.readouterr().out
+    assert "resuming from" in shown
+    assert "resuming with" not in shown
+
+
 def test_a_checkpoint_that_was_moved_knows_its_options(root, tmp_path):
     """Away from its folder, and beside options of another run."""
     shutil.copytree(root / "cc" / "checkpoint-1", tmp_path / "moved")

@@ -16,13 +16,14 @@ from typing import Any
 from transformers import TrainerCallback
 
 from cc_model import CCConfig
-from train.common.arguments import CollatorArguments, DataArguments, ModelArguments
+from train.common.arguments import CollatorArguments, DataArguments, ModelArguments, SftArguments
 from train.common.models import CC_CONFIG_FILE, load_options, load_tokenizer, save_options
 
 CONNECTION = tuple(each.name for each in fields(CCConfig))
 # Options that may be spelled in several ways: what they come to is compared by `check_parts`.
 BY_WHAT_THEY_GIVE = ("scratch", "scratch_vocab_size", "tokenizer", "chat_template", "dtype", "attn_implementation")
 COLUMNS = ("instruction_column", "instruction_en_column", "output_column")
+ORDER = ("bucket_by_length", "translations_per_batch")
 SIMULATED = ("simulated_ramp", "refit_steps")
 # Entries of a model's configuration that say how it was made or is run, not what it is.
 NOT_THE_MODEL = (
@@ -44,9 +45,15 @@ class KeepOptions(TrainerCallback):
             save_options(folder, self.options)
 
 
-def options_of(model: ModelArguments, data: DataArguments, tokens: CollatorArguments) -> dict[str, Any]:
-    """What is kept of the options: which model, which rows, and how rows become tokens."""
-    return {"model": asdict(model), "data": asdict(data), "collator": asdict(tokens)}
+def options_of(
+    model: ModelArguments, data: DataArguments, tokens: CollatorArguments, training: SftArguments
+) -> dict[str, Any]:
+    """What is kept of the options: which model, which rows in which order, and how rows become tokens.
+
+    How fast a step is (`share_pivots`, `loss_only`) is not: the model is the same either way.
+    """
+    order = {name: getattr(training, name) for name in ORDER}
+    return {"model": asdict(model), "data": asdict(data), "collator": asdict(tokens), "order": order}
 
 
 def check_options(checkpoint: str, options: Mapping[str, Any]) -> None:
@@ -71,12 +78,16 @@ def check_options(checkpoint: str, options: Mapping[str, Any]) -> None:
 
 
 def other_rows(checkpoint: str, options: Mapping[str, Any]) -> list[str]:
-    """What differs in the choice of rows, in words: allowed, but a resumed training goes on at a row's number."""
-    kept = load_options(checkpoint).get("data", {})
+    """What differs in the choice of rows or in their order, in words.
+
+    Either is allowed, but a resumed training goes on at a row's number: some rows come twice, and others not at all.
+    """
+    kept = load_options(checkpoint)
     return [
-        f"{name}: the checkpoint was trained with {_shown(kept[name])}, now it is {_shown(value)}"
-        for name, value in options["data"].items()
-        if name in kept and not _same(name, kept[name], value)
+        f"{what}: {name}: the checkpoint was trained with {_shown(kept[part][name])}, now it is {_shown(value)}"
+        for part, what in (("data", "other rows"), ("order", "rows in another order"))
+        for name, value in options[part].items()
+        if name in kept.get(part, {}) and not _same(name, kept[part][name], value)
     ]
 
 

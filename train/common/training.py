@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from transformers import TrainingArguments
 
 from cc_model.data.collator import ParallelCollator
 from cc_model.integrations.trainer import CCTrainer, PlainCollator
+from train.common.arguments import SftArguments
 from train.common.progress import use_rich_progress
 
 if TYPE_CHECKING:  # an experiment on prepared rows runs where datasets is not installed
@@ -20,7 +20,7 @@ def make_trainer(
     model: Any,
     collator: ParallelCollator,
     rows: Dataset | Sequence[Mapping[str, Any]],
-    arguments: TrainingArguments,
+    arguments: SftArguments,
     eval_rows: Dataset | Sequence[Mapping[str, Any]] | None = None,
     title: str | None = "training",
     console: Console | None = None,
@@ -28,10 +28,12 @@ def make_trainer(
     """A trainer for a patched model, or for a plain one, on the same rows.
 
     Args:
-        model: patched: trains with the connection; not patched: the pivots are left out of the batches.
+        model: patched: trains with the connection; not patched: what only a patched model takes is left out of the
+            batches.
         collator: of the model's tokenizer.
         rows: with the collator's columns.
-        arguments: `remove_unused_columns` must be False, because the collator reads text.
+        arguments: `remove_unused_columns` must be False, because the collator reads text; of ours it reads
+            `translations_per_batch`.
         eval_rows: for the evaluation loss.
         title: shown at the progress bar; None shows none.
         console: of rich; a new one if None.
@@ -48,9 +50,40 @@ def make_trainer(
         eval_dataset=eval_rows,
         data_collator=collator if hasattr(model, "cc") else PlainCollator(collator),
         processing_class=collator.tokenizer,
+        translations_per_batch=arguments.translations_per_batch,
     )
     use_rich_progress(trainer, title, console)
     return trainer
 
 
-__all__ = ["make_trainer"]
+def check_training(arguments: SftArguments, method: str) -> None:
+    """Refuse options of the order and the batches that cannot hold, before anything is loaded.
+
+    Raises:
+        ValueError: more translations than an optimizer step has rows, or together with another order of the rows; or
+            several GPUs in one process, which would cut what the rows of a batch share.
+    """
+    translations = arguments.translations_per_batch
+    if translations is not None:
+        batch, steps = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
+        if not 1 <= translations <= batch * steps:
+            raise ValueError(
+                f"translations_per_batch: expected 1 to {batch * steps}, the rows of a process in a step "
+                f"(per_device_train_batch_size {batch} × gradient_accumulation_steps {steps}), got {translations}"
+            )
+        if arguments.bucket_by_length or arguments.train_sampling_strategy != "random":
+            other = "bucket_by_length" if arguments.bucket_by_length else "train_sampling_strategy"
+            raise ValueError(
+                f"translations_per_batch: expected none with {other}, which gives rows another order, got "
+                f"{translations}"
+            )
+    cut = [name for name in ("share_pivots", "loss_only") if method == "cc" and getattr(arguments, name)]
+    if cut and arguments.n_gpu > 1:
+        raise ValueError(
+            f"{cut[0]}: expected false with {arguments.n_gpu} GPUs in one process, where nn.DataParallel cuts a batch "
+            "along its first axis: pivots or labelled tokens that rows share cannot be cut; use one process per GPU "
+            f"(torchrun, accelerate launch), or {' '.join(f'--{name} false' for name in cut)}"
+        )
+
+
+__all__ = ["check_training", "make_trainer"]

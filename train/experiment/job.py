@@ -86,7 +86,7 @@ def make_model(settings: Settings, condition: Condition, data: Data, seed: int) 
         model = new_model(dict(settings.scratch or {}), tokenizer)
     if condition.method != VANILLA:
         connect(model, CCConfig.from_dict(dict(condition.config)))
-    collator = ParallelCollator(tokenizer, max_length=settings.max_length)
+    collator = ParallelCollator(tokenizer, max_length=settings.max_length, share_pivots=True, loss_only=True)
     set_end_of_turn(model, collator)
     return model.to(best_device()), collator
 
@@ -175,7 +175,9 @@ def map_quality(model: Any, collator: ParallelCollator, rows: Sequence[Any], bat
     with torch.no_grad():
         for batch in prompt_batches(model, collator, rows, batch_size, progress=False):
             source = captured_bank(model, model, *(batch[key] for key in _MAIN))[0]
-            targets.append(captured_bank(model, model, *(batch[key] for key in _PIVOT))[0].double())
+            bank = captured_bank(model, model, *(batch[key] for key in _PIVOT))[0]
+            row = batch.get("pivot_row")  # rows with an English version only, so none of it is −1
+            targets.append((bank if row is None else bank[:, row]).double())
             sources.append(mapped_bank(source, model.cc.transform_matrix, model.cc.transform_bias).double())
     mapped, target = torch.cat(sources, dim=1), torch.cat(targets, dim=1)
     error = (mapped - target).square().sum(dim=(1, 2))

@@ -226,8 +226,8 @@ def test_what_is_not_known_runs_on_all_tokens(change, seen):
         assert seen.passes[0] == (36, 36)
 
 
-def test_a_stock_forward_that_is_not_swiglu_runs_on_all_tokens():
-    model = patch_model(tiny_model("llama", hidden_act="gelu"))
+def test_a_stock_forward_that_is_not_gated_runs_on_all_tokens():
+    model = patch_model(tiny_model("llama", hidden_act="relu"))
     assert "all tokens (LlamaMLP runs a forward that is not known)" in str(report(model))
 
 

@@ -7,7 +7,7 @@ import torch
 from model_pairs import batch, pair
 
 from benchmarks.measure.counting import peak_bytes
-from cc_model import CCConfig
+from cc_model import CCConfig, save_memory
 
 ROWS, TOKENS, PIVOT_TOKENS, LAYERS, WIDTH = 8, 192, 192, 6, 64
 CPU = torch.device("cpu")
@@ -59,3 +59,14 @@ def test_peak_is_the_plain_step_and_the_bank(peaks, base):
 def test_pivot_grad_keeps_the_activations_of_the_english_pass(peaks):
     """What the bound above would see, were the English pass to keep its graph."""
     assert peaks["pivot_grad"] > 1.5 * peaks["connected"]
+
+
+def test_save_memory_leaves_one_activation_less_per_layer():
+    """Of each but the layer in work, which has its product again while its backward runs."""
+    data = batch(rows=ROWS, main=TOKENS, pivot=PIVOT_TOKENS)
+    options = {"num_hidden_layers": LAYERS, "use_cache": False, "intermediate_size": 512}
+    _, model = pair("llama", **options)
+    before, after = step_peak(model, data), step_peak(save_memory(model), data)
+    product = ROWS * TOKENS * 512 * 4
+    print(f"{before / 2**20:.2f} MiB, {after / 2**20:.2f} MiB, a product {product / 2**20:.2f} MiB")
+    assert before - after == pytest.approx((LAYERS - 1) * product, rel=0.05)

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from cc_model import CCConfig
+from cc_model import CCConfig, save_memory
 from cc_model.fast_paths.last_layer import narrow_obstacle
 
 STEPS = 3
@@ -38,9 +38,12 @@ def share(rank: int, step: int, count: int = 2, pivots: bool = True) -> dict[str
     return {name: value[rank * rows : (rank + 1) * rows] for name, value in data.items()}
 
 
-def training_model(pivot_grad: bool = False, checkpointing: bool | None = None, **overrides: Any) -> Any:
+def training_model(
+    pivot_grad: bool = False, checkpointing: bool | None = None, saves: bool = False, **overrides: Any
+) -> Any:
     """A patched model in training; `checkpointing` is `use_reentrant`, None for no gradient checkpointing."""
     _, model = pair("llama", CCConfig(pivot_grad=pivot_grad), **overrides)
+    save_memory(model, saves)
     if checkpointing is not None:
         model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
     return model.train()

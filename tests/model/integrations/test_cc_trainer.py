@@ -7,13 +7,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from trainer_runs import losses, make_run
 from transformers import Trainer, TrainingArguments
+from windowed_steps import Sharing, passes
 from word_tokenizers import ROW, SHORT, make_tokenizer
 
 from cc_model import fit_transform_matrix, patch_model
 from cc_model.data.collator import ParallelCollator
 from cc_model.data.prompt_batches import prompt_batches
-from cc_model.integrations.trainer import CCTrainer, PlainCollator, SimulatedTraining, histogram
+from cc_model.integrations.trainer import STOCK_KEYS, CCTrainer, PlainCollator, SimulatedTraining, histogram
 from cc_model.testing import tiny_model
 
 ROWS = [{**ROW, "instruction": "eins " * n, "instruction_en": "one " * n} for n in range(1, 25)]
@@ -119,11 +121,46 @@ def test_the_log_has_the_decisions_and_nothing_else_changes(parts, tmp_path):
     assert not any(map(histogram, plain))
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_plain_batches_are_what_a_stock_model_takes(packed):
-    collator = ParallelCollator(make_tokenizer("plain"), packed=packed)
+class Counting(Trainer):
+    """The stock Trainer, with the decisions of each optimizer step added up."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        self.counts = [*getattr(self, "counts", []), outputs.decision_weights.detach().sum(dim=0)]
+        return (loss, outputs) if return_outputs else loss
+
+
+def test_windows_and_decisions_together(tmp_path):
+    """One pivot pass for four micro-batches whose rows share prompts, and the log of decisions, as with Trainer."""
+    options = {"gradient_accumulation_steps": 4, "max_steps": 4}
+    stock = make_run(tmp_path / "stock", Counting, collator_class=Sharing("right"), **options)
+    stock.train()
+    shared = {"collator_class": Sharing("right", share_pivots=True, loss_only=True), **options}
+    ours, seen = make_run(tmp_path / "ours", CCTrainer, **shared), []
+    passes(ours.model, seen)
+    ours.train()
+    assert losses(ours) == pytest.approx(losses(stock), rel=0, abs=1e-5)
+    for name, weight in stock.model.state_dict().items():
+        torch.testing.assert_close(ours.model.state_dict()[name], weight, rtol=0, atol=1e-5, msg=name)
+    assert len([rows for rows, grad in seen if not grad]) == ours.pivot_parts == 4, "one pass for each step"
+    entries = [entry for entry in ours.state.log_history if "loss" in entry]
+    for entry, counts in zip(entries, torch.stack(stock.counts).unflatten(0, (4, 4)).sum(dim=1), strict=True):
+        assert entry["decision/rows"] == counts.sum()
+        assert histogram(entry) == pytest.approx((counts / counts.sum()).tolist())
+    resumed = make_run(tmp_path / "ours", CCTrainer, **shared)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "ours" / "checkpoint-2"))
+    assert losses(resumed) == losses(ours)
+    again = [entry for entry in resumed.state.log_history if "loss" in entry]
+    assert list(map(histogram, again)) == list(map(histogram, entries))
+    assert all(torch.equal(value, ours.model.state_dict()[name]) for name, value in resumed.model.state_dict().items())
+
+
+@pytest.mark.parametrize("options", [{}, {"packed": True}, {"share_pivots": True, "loss_only": True}])
+def test_plain_batches_are_what_a_stock_model_takes(options):
+    collator = ParallelCollator(make_tokenizer("plain"), **options)
     whole, plain = collator([ROW, SHORT]), PlainCollator(collator)([ROW, SHORT])
     assert set(whole) - set(plain) >= {"pivot_input_ids", "pivot_attention_mask", "connection_index", "pivot_index"}
+    assert set(plain) <= set(STOCK_KEYS)
     assert all(torch.equal(plain[key], whole[key]) for key in plain)
     assert torch.isfinite(tiny_model("llama")(**plain).loss)
 

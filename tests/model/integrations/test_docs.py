@@ -9,7 +9,13 @@ from pathlib import Path
 DOCUMENT = Path(__file__).parents[3] / "docs" / "integrations.md"
 SECTIONS = re.split(r"^## ", DOCUMENT.read_text(encoding="utf-8"), flags=re.MULTILINE)
 SNIPPET = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-NEEDS = {"TRL": "trl", "PEFT": "peft", "Quantised linears": "bitsandbytes", "Liger": "liger_kernel"}
+NEEDS = {
+    "TRL": "trl",
+    "Preference training": "trl",
+    "PEFT": "peft",
+    "Quantised linears": "bitsandbytes",
+    "Liger": "liger_kernel",
+}
 
 
 def test_snippets(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 from lm_eval.models.huggingface import HFLM
 
-from cc_model import ParallelCollator
+from cc_model import ParallelCollator, connection_disabled
 from cc_model.integrations.lm_eval import ConnectedLM
 from cc_model.scoring import score_choices
 
@@ -108,6 +108,32 @@ def test_without_the_connection_it_is_lm_evals_own_model():
     assert lm.loglikelihood_rolling(rolling, True) == pytest.approx(
         stock.loglikelihood_rolling(rolling, True), abs=1e-5
     )
+
+
+def test_lm_evals_own_model_type_does_not_guess():
+    """`HFLM` hands prompt and answer over in one: a score raises, a plain score is the plain model's."""
+    stock, model, tokenizer = made(cls=HFLM)
+    patched = HFLM(model, tokenizer=tokenizer, batch_size=3)
+    patched.tokenizer = tokenizer
+    texts = [f"eins zwei {word}" for word in ASKED]
+    requests = [Instance("loglikelihood", {}, (text, " " + answer), 0) for text in texts for answer in ANSWERS]
+    rolling = [Instance("loglikelihood_rolling", {}, (text,), 0) for text in texts]
+    for ask, given in (("loglikelihood", requests), ("loglikelihood_rolling", rolling)):
+        with pytest.raises(ValueError, match="connection_index: expected the token of each row to connect"):
+            getattr(patched, ask)(given, disable_tqdm=True)
+        with connection_disabled(model):
+            found = getattr(patched, ask)(given, disable_tqdm=True)
+        expected = getattr(stock, ask)(given, disable_tqdm=True)
+        torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_lm_evals_own_model_type_generates_connected(batch_size):
+    lm, model, tokenizer = made()
+    patched = HFLM(model, tokenizer=tokenizer, batch_size=batch_size)
+    patched.tokenizer = tokenizer
+    asked = generations([lm.apply_chat_template([{"role": "user", "content": text}]) for text in ASKED], max_gen_toks=5)
+    assert patched.generate_until(asked, disable_tqdm=True) == lm.generate_until(asked, disable_tqdm=True)
 
 
 def test_generation_connects_and_the_switch_works():

@@ -296,6 +296,14 @@ def test_the_sampler_is_told_the_epoch(tmp_path):
     assert sampler.epoch == 2
 
 
+def test_translations_are_not_taken_apart(tmp_path, monkeypatch):
+    trainer = make_run(tmp_path, translating, accelerator_config={"split_batches": True})
+    assert sorted(trainer._get_train_sampler()) == list(range(len(ROWS))), "one process: nothing is split"
+    monkeypatch.setattr(type(trainer.args), "world_size", 2)
+    with pytest.raises(ValueError, match=r"translations_per_batch: expected accelerate to give whole .* split_batches"):
+        trainer._get_train_sampler()
+
+
 def test_translations_need_an_order_of_their_own(tmp_path):
     trainer = make_run(tmp_path, translating, train_sampling_strategy="group_by_length")
     with pytest.raises(

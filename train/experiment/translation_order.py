@@ -1,6 +1,6 @@
 """What windows of translations do to the loss: K translations of each English prompt together, against shuffled rows.
 
-    python -m train.translation_order --translations 4 8 --seeds 3 --steps 200
+    python -m train.experiment.translation_order --translations 4 8 --seeds 3 --steps 200
 
 Small Llama models learn the CLDR questions from scratch, with equal weights, rows, noise and steps for each seed; only
 the order of the rows differs. The table has, over the seeds, the loss of the last tenth of the steps and that of
@@ -81,10 +81,7 @@ def table(found: Mapping[str, Sequence[tuple[float, float, float]]]) -> str:
     lines = ["| order | training loss | held-out loss | English prompts per step |", "|---|---|---|---|"]
     for name, runs in found.items():
         train, held_out, prompts = zip(*runs, strict=True)
-        spread = [
-            f"{statistics.mean(v):.3f} ± {statistics.stdev(v) if len(v) > 1 else 0:.3f}" for v in (train, held_out)
-        ]
-        lines.append(f"| {name} | {spread[0]} | {spread[1]} | {statistics.mean(prompts):.1f} |")
+        lines.append(f"| {name} | {_spread(train)} | {_spread(held_out)} | {statistics.mean(prompts):.1f} |")
     return "\n".join(lines)
 
 
@@ -95,7 +92,9 @@ def _spread(values: Sequence[float]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m train.translation_order", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m train.experiment.translation_order", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--translations", type=int, nargs="+", default=[4, 8], help="values of K")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each order")
     parser.add_argument("--steps", type=int, default=200, help=f"optimizer steps of {BATCH * ACCUMULATE} rows")

@@ -1,0 +1,16 @@
+"""`geglu`, by pytest-benchmark."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks.ops.geglu import model_cases
+from benchmarks.suites.runner import Entry, entries, run
+
+
+@pytest.mark.parametrize("entry", entries(model_cases))
+def test_geglu(benchmark: Any, entry: Entry) -> None:
+    """Right, then timed."""
+    run(benchmark, entry)
