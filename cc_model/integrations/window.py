@@ -37,7 +37,7 @@ class WindowTrainer(Trainer):
 
     The loss and all gradients are those of a pivot pass per micro-batch: no weight changes within a window. Where the
     forward itself draws (attention dropout, an adapter's dropout, NEFTune), a prompt draws once for the window instead
-    of once for each row that reads it. Gumbel noise, `simulated_share` and `connection_dropout` are drawn per row as ever.
+    of once for each row that reads it. Gumbel noise, `simulated_share` and `connection_dropout` are drawn per row.
 
     A part of the pass has at most `pivot_tokens` tokens. It keeps no activations for a backward, so with the default it
     needs less memory than the micro-batch itself. The prompts of a window are compared on the host, for which it waits
