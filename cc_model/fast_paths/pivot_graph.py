@@ -17,67 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cc_kernels.launch import warmup
+from cc_model.fast_paths.cuda_graph import CudaGraph
 from cc_model.specs import body_of, unwrap
 
 logger = logging.getLogger("cc_model")
 
 ATTRIBUTE = "cc_pivot_graphs"
 COLUMNS = 64
-
-
-class Pool:
-    """Where the recordings of one model keep results and intermediate tensors: they never run at the same time.
-
-    Recordings that share memory have to be captured on one stream.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.handle = torch.cuda.graph_pool_handle()
-        self.stream = torch.cuda.Stream(device)
-
-    @property
-    def nbytes(self) -> int:
-        """The memory that the pool holds of its GPU."""
-        segments = torch.cuda.memory_snapshot()
-        return sum(part["total_size"] for part in segments if tuple(part["segment_pool_id"]) == tuple(self.handle))
-
-
-class CudaGraph:
-    """One call, recorded: `replay` repeats its kernels, and its result is again at the same place."""
-
-    new_pool = Pool
-
-    def __init__(self, device: torch.device, pool: Pool) -> None:
-        self.device = device
-        self.pool = pool
-        self.graph = torch.cuda.CUDAGraph()
-
-    @staticmethod
-    def obstacle(device: torch.device) -> str | None:
-        """Why nothing can be recorded or repeated now on `device`; None when it can."""
-        if device.type != "cuda":
-            return f"the model is on {device.type}, which has no CUDA graphs"
-        return "the stream is being captured already" if torch.cuda.is_current_stream_capturing() else None
-
-    def capture(self, run: Callable[[], Tensor]) -> Tensor:
-        """Record `run` after a warm-up on a stream of its own; the result holds nothing before the first `replay`."""
-        warmup(run, self.device)
-        with (
-            torch.cuda.device(self.device),
-            torch.cuda.stream(torch.cuda.current_stream(self.device)),  # which a capture that fails leaves for its own
-            torch.cuda.graph(
-                self.graph,
-                pool=self.pool.handle,
-                stream=self.pool.stream,
-                capture_error_mode="thread_local",  # other threads go on, such as one that pins batches
-            ),
-        ):
-            return run()
-
-    def replay(self) -> None:
-        """Repeat the recorded kernels on the current stream."""
-        self.graph.replay()
+MOST_IN_VAIN = 4
 
 
 class Buffers:
@@ -97,10 +44,12 @@ class Buffers:
         self.tokens = torch.arange(rows, device=device) * columns
 
     def fill(self, ids: Tensor, mask: Tensor | None, tokens: Tensor) -> None:
-        """Copy prompts `(P, S)` into the first rows and columns. What earlier ones left beside them is not attended."""
+        """Copy prompts `(P, S)` into the first rows and columns.
+
+        What earlier ones left is in other rows, or after these, where causal attention does not look.
+        """
         rows, length = ids.shape
         self.ids[:rows, :length].copy_(ids)
-        self.attended.zero_()
         self.attended[:rows, :length] = True if mask is None else mask != 0
         added = self.ids.shape[1] - length
         self.tokens[:rows].copy_(tokens + torch.arange(rows, device=tokens.device) * added)
@@ -130,6 +79,7 @@ class PivotGraphs:
         self.reason: str | None = None
         self.failure: str | None = None
         self._state: tuple[Any, ...] = ()
+        self._vain = self._replays_before = 0  # states in a row that served one pass; replays before the present one
         self._pool: Any = None
         self._stream: Any = None
         self._lock = threading.Lock()
@@ -157,9 +107,8 @@ class PivotGraphs:
         rows, columns = bucket(*ids.shape)
         with self._lock, torch.inference_mode(False), torch.no_grad():
             self._in_order(ids.device)
-            if state != self._state:
-                self.forget()
-                self._state = state
+            if state != self._state and not self._renew(state):
+                return None
             key = (rows, columns, *kind)
             found = self.recorded.pop(key, None)
             buffers = Buffers(rows, columns, ids.device) if found is None else found[0]
@@ -173,6 +122,20 @@ class PivotGraphs:
             self.replays += 1
             return found[2][:, : ids.shape[0]].clone()
 
+    def _renew(self, state: tuple[Any, ...]) -> bool:
+        """Drop what was recorded for another state. False: that state changes so often that recording is a loss."""
+        self.forget()
+        self._vain = self._vain + 1 if self.replays - self._replays_before == 1 else 0
+        self._state, self._replays_before = state, self.replays
+        if self._vain == MOST_IN_VAIN:
+            self._give_up("adapters or the memory of the weights change from pass to pass")
+        return self.failure is None
+
+    def _give_up(self, failure: str) -> None:
+        self.forget()
+        self.failure = failure
+        logger.warning("pivot graph: %s; passes run without one from now on", failure)
+
     def _record(self, buffers: Buffers, call: Callable[[Buffers], Tensor]) -> tuple[Buffers, CudaGraph, Tensor] | None:
         while len(self.recorded) >= self.most_buckets:
             self.recorded.popitem(last=False)
@@ -185,9 +148,7 @@ class PivotGraphs:
         except (
             RuntimeError
         ) as error:  # of PyTorch or CUDA; were it the model's own, the pass without a graph has it, too
-            self.forget()
-            self.failure = f"the capture failed with {type(error).__name__}: {str(error).splitlines()[0]}"
-            logger.warning("pivot graph: %s; passes run without one from now on", self.failure)
+            self._give_up(f"the capture failed with {type(error).__name__}: {str(error).splitlines()[0]}")
             return None
         self.captures += 1
         return buffers, graph, result
@@ -280,4 +241,4 @@ def use_pivot_graph(model: nn.Module, enabled: bool = True, most_buckets: int = 
     return model
 
 
-__all__ = ["ATTRIBUTE", "Buffers", "CudaGraph", "PivotGraphs", "Pool", "bucket", "use_pivot_graph"]
+__all__ = ["ATTRIBUTE", "Buffers", "CudaGraph", "PivotGraphs", "bucket", "use_pivot_graph"]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from cc_kernels.backend import requested
+from cc_model.distributed import FSDPModule
 from cc_model.fast_paths.hooks import global_hooks, has_own_forward, numbers_are_observed
 
 _KNOWN = ("torch.nn.", "transformers.models.", "transformers.activations", "peft.tuners.lora.")
@@ -62,6 +63,8 @@ def work_of(body: nn.Module) -> Work:
 def _obstacle(module: nn.Module, attributes: dict[str, Any]) -> str | None:
     """What may make one module do something else at the next call."""
     name = type(module).__name__
+    if isinstance(module, FSDPModule):
+        return f"FSDP2 shards {name}"
     if "_hf_hook" in attributes:
         return f"accelerate's hooks, as for offloading, are on {name}"
     if numbers_are_observed(module):

@@ -41,7 +41,7 @@ def replayed_bank(
     def call(buffers: Buffers) -> Tensor:
         # What autocast casts here it must not keep for later, nor take from before: the graph casts at every replay.
         with torch.autocast(ids.device.type, dtype=autocast[1], enabled=autocast[0], cache_enabled=False):
-            return _pass(body, stock, slots, buffers)
+            return bank_of(body, stock, slots, buffers)
 
     bank = graphs.run(work.state, autocast, (ids, mask, tokens), call)
     graphs.reason = graphs.failure
@@ -81,14 +81,14 @@ def _autocast(device: torch.device) -> tuple[bool, torch.dtype]:
     return torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
 
 
-def _pass(body: Any, stock: Body, slots: list[LayerSlot], buffers: Buffers) -> Tensor:
-    """The pass over the prompts in the buffers; a token that nobody attends to sees itself, for finite numbers."""
+def bank_of(body: Any, stock: Body, slots: list[LayerSlot], buffers: Buffers) -> Tensor:
+    """The bank of the prompts in the buffers; padding sees itself, so that every token's numbers are finite."""
     positions = buffers.positions[0]
     causal, itself = positions[:, None] >= positions, positions[:, None] == positions
     capture = CapturePass(buffers.tokens, slots, body)
     stock(
         input_ids=buffers.ids,
-        attention_mask=(causal & (buffers.attended[:, None, None] | itself)),  # (P, 1, S, S)
+        attention_mask=causal & (buffers.attended[:, None, None] | itself),  # (P, 1, S, S)
         position_ids=buffers.positions,
         use_cache=False,
         output_hidden_states=False,
@@ -98,4 +98,4 @@ def _pass(body: Any, stock: Body, slots: list[LayerSlot], buffers: Buffers) -> T
     return capture.collect(buffers.ids.device)
 
 
-__all__ = ["graph_work", "hidden_without_meaning", "replayed_bank"]
+__all__ = ["bank_of", "graph_work", "hidden_without_meaning", "replayed_bank"]
