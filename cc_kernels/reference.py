@@ -8,7 +8,7 @@ Source of the method: CC-Tuning (ACL 2025, arXiv 2506.00875), sections 3.1 to 3.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F

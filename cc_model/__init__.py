@@ -4,6 +4,7 @@ from cc_kernels import __version__
 from cc_model.config import CCConfig
 from cc_model.connection.state import connection_disabled
 from cc_model.data.collator import ParallelCollator
+from cc_model.fast_paths.pivot_graph import use_pivot_graph
 from cc_model.fast_paths.product import save_memory
 from cc_model.forward.bank import pivot_bank
 from cc_model.loading import from_pretrained
@@ -23,4 +24,5 @@ __all__ = [
     "report",
     "save_memory",
     "unpatch_model",
+    "use_pivot_graph",
 ]

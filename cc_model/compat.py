@@ -20,6 +20,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 OLD_CACHE = "past_key_values"
 CACHE = "cache" if "cache" in {field.name for field in dataclasses.fields(BaseModelOutputWithPast)} else OLD_CACHE
 
+RENAMED = CACHE != OLD_CACHE  # callers may then use either name
+
 
 def cache_of(arguments: Mapping[str, Any]) -> Cache | None:
     """The cache among a caller's arguments, under either name that the installed transformers takes.

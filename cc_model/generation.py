@@ -128,14 +128,16 @@ def connected_generate(model: Any, stock: Callable[..., Any], args: tuple[Any, .
     index = kwargs.pop("connection_index", None)
     pivot = {name: kwargs.pop(name, None) for name in (*PIVOT_ARGUMENTS, BATCH_SHAPE)}
     connection = model.cc
-    has_pivot = has_pivots(pivot)
-    if connection.enabled and not has_pivot:
-        refuse_orphans(pivot, training=False)
-        if connection.transform_matrix is None and say_once(connection, "no matrix"):
+    enabled, fitted = connection.enabled, connection.transform_matrix is not None
+    has_pivot = any(value is not None for value in pivot.values()) and has_pivots(pivot)
+    if enabled and not has_pivot:
+        if any(value is not None for value in pivot.values()):
+            refuse_orphans(pivot, training=False)
+        if not fitted and say_once(connection, "no matrix"):
             logger.warning("generate: no Transform Matrix is set, so this is the plain model (fit_transform_matrix)")
-        if connection.simulates and model.training and say_once(connection, "training"):
+        if fitted and model.training and say_once(connection, "training"):
             logger.warning("generate: the model is in training mode, where it does not connect; call model.eval()")
-    if not connection.enabled or not (has_pivot or (connection.simulates and not model.training)):
+    if not enabled or not (has_pivot or (fitted and not model.training)):
         return stock(*args, **kwargs)
     _refuse_unsupported_arguments(kwargs)
     _refuse_virtual_tokens(model)
@@ -242,7 +244,7 @@ def _refuse_virtual_tokens(model: Any) -> None:
     PEFT does so in a `prepare_inputs_for_generation` of its own, which it sets on the model for the time of the call.
     """
     wrapper = getattr(model.__dict__.get("prepare_inputs_for_generation"), "__self__", None)
-    if has_virtual_tokens(wrapper):
+    if wrapper is not None and has_virtual_tokens(wrapper):
         raise ValueError(_refusal("an adapter with virtual tokens before the prompt (prompt, prefix or p-tuning)"))
 
 

@@ -14,7 +14,9 @@ from cc_model.distributed import is_partitioned
 from cc_model.fast_paths.few_tokens import OP, obstacle
 from cc_model.fast_paths.fused import SILU, fallback_reason
 from cc_model.fast_paths.last_layer import narrow_obstacle
+from cc_model.fast_paths.pivot_graph import ATTRIBUTE
 from cc_model.fast_paths.product import FLAG
+from cc_model.forward.pivot_graph import graph_work
 from cc_model.patching.classes import is_patched
 from cc_model.specs import ModelSpec, addend_of, block_of, body_of, layers_of, spec_of, unwrap
 
@@ -84,7 +86,13 @@ def report(model: nn.Module) -> Report:
         layers.append(LayerReport(index, path, reason or str(block.cc_fused), few_tokens))
     device = inner.cc.decision_maker.weight.device
     kernels = f"{'Triton' if triton_serves('swiglu', device) else 'plain PyTorch'}, for tensors on {device.type}"
-    notes = (*_notes(inner.cc), _capture_note(body_of(inner)), *_memory_notes(layers_of(inner), layers, spec))
+    body = body_of(inner)
+    notes = (
+        *_notes(inner.cc),
+        _capture_note(body),
+        *_memory_notes(layers_of(inner), layers, spec),
+        *_graph_notes(body),
+    )
     return Report(kernels, tuple(layers), notes)
 
 
@@ -145,6 +153,15 @@ def _kept_because(layer: Any, block: Any, described: LayerReport, spec: ModelSpe
     if getattr(layer, "gradient_checkpointing", False):
         return "of one layer at a time, by gradient checkpointing"
     return None
+
+
+def _graph_notes(body: Any) -> list[str]:
+    """How the pivot pass runs after `use_pivot_graph`."""
+    graphs = body.__dict__.get(ATTRIBUTE)
+    if graphs is None:
+        return []
+    obstacle = graph_work(body).obstacle or graphs.failure
+    return [f"pivot graph: not used ({obstacle})" if obstacle is not None else f"pivot graph: {graphs}"]
 
 
 def _span(indices: list[int]) -> str:

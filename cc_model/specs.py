@@ -30,7 +30,7 @@ class ModelSpec:
     scaled: str = ""  # why the block computes more than `down(act(gate(x)) * up(x))`; it runs its stock forward
     dropout: str = ""  # the block's own dropout of its output, a number; where it is not 0, the stock forward runs
     cuts: bool = False  # the head tells by the length of the body's result whether `logits_to_keep` has cut it
-    hands_on: bool = True  # forwards hand unknown keyword arguments on, down to the layers
+    hands_on: bool = True  # forwards of all versions hand unknown keyword arguments on, down to the layers
 
 
 _GATE_UP = ModelSpec(gate_up="gate_up_proj", activation="activation_fn")
@@ -44,17 +44,22 @@ SPECS: dict[str, ModelSpec] = {
     "cohere": ModelSpec(),
     "cohere2": ModelSpec(),
     "cwm": ModelSpec(),
+    "diffllama": ModelSpec(),
     "ernie4_5": ModelSpec(),
     "gemma": ModelSpec(),
     "glm": _GATE_UP,
     "granite": ModelSpec(),
+    "granite_swa": ModelSpec(),
     "helium": ModelSpec(),
     "hunyuan_v1_dense": ModelSpec(),
     "llama": ModelSpec(),
+    "ministral": ModelSpec(),
     "ministral3": ModelSpec(),
     "mistral": ModelSpec(),
     "nemotron": ModelSpec(),
     "olmo": ModelSpec(),
+    "persimmon": ModelSpec(norm="final_layernorm"),
+    "phi": ModelSpec(norm="final_layernorm"),
     "phi3": _GATE_UP,
     "qwen2": ModelSpec(),
     "qwen3": ModelSpec(),
@@ -62,6 +67,7 @@ SPECS: dict[str, ModelSpec] = {
     "smollm3": ModelSpec(),
     "stablelm": ModelSpec(),
     "starcoder2": ModelSpec(),
+    "vaultgemma": ModelSpec(),
     # Dense, a norm after the block is added.
     "exaone4": _AFTER,
     "gemma2": _AFTER,
@@ -74,17 +80,26 @@ SPECS: dict[str, ModelSpec] = {
     "bloom": ModelSpec(
         body="transformer", layers="h", norm="ln_f", addend=("mlp.dense_4h_to_h",), hands_on=False
     ),  # the block adds the stream itself, to what its second projection returns
+    "codegen": ModelSpec(body="transformer", layers="h", norm="ln_f", hands_on=False),
     "falcon": ModelSpec(body="transformer", layers="h", norm="ln_f", hands_on=False),
     "gpt2": ModelSpec(body="transformer", layers="h", norm="ln_f"),
+    "gpt_bigcode": ModelSpec(body="transformer", layers="h", norm="ln_f"),
     "gpt_neox": ModelSpec(body="gpt_neox", norm="final_layer_norm"),
+    "gptj": ModelSpec(body="transformer", layers="h", norm="ln_f", hands_on=False),
     "xglm": ModelSpec(norm="layer_norm", mlp="fc2"),  # no block of its own: its second projection is added
     # Mixtures of experts.
+    "deepseek_v2": ModelSpec(),
     "deepseek_v3": ModelSpec(),
+    "dots1": ModelSpec(),
     "ernie4_5_moe": ModelSpec(),
+    "flex_olmo": _AFTER,
     "glm4_moe": ModelSpec(),
+    "glm4_moe_lite": ModelSpec(),
     "gpt_oss": ModelSpec(),
     "granitemoe": ModelSpec(mlp="block_sparse_moe"),
+    "hunyuan_v1_moe": ModelSpec(),
     "llama4_text": ModelSpec(mlp="feed_forward", activation="activation_fn"),
+    "mellum": ModelSpec(),
     "mixtral": ModelSpec(),
     "olmoe": ModelSpec(),
     "phimoe": ModelSpec(),

@@ -52,9 +52,12 @@ _MAMBA = {"mamba_d_state": 8, "mamba_d_conv": 4, "mamba_expand": 2}
 # What a family needs beside `_OPTIONS` or instead of them; `...` takes an option away.
 _FAMILIES: dict[str, dict[str, Any]] = {
     "bloom": {"n_head": 4, "head_dim": ...},
+    "codegen": {"head_dim": ..., "n_inner": 160, "rotary_dim": 8},
     "cohere2": _WINDOW,
     "cwm": {**_WINDOW, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0},
     "deepseek_v3": {**_ROUTED, **_LATENT, "head_dim": 8, "num_key_value_heads": 4},
+    "deepseek_v2": {**_ROUTED, **_LATENT, "head_dim": 8, "num_key_value_heads": 4, "topk_method": "greedy"},
+    "dots1": {**_ROUTED, "n_shared_experts": 1},
     "ernie4_5_moe": {
         **_EXPERTS,
         "moe_num_experts": 4,
@@ -76,9 +79,18 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": _WINDOW,
     "gemma4_text": _GEMMA4,
     "glm4_moe": _ROUTED,
+    "glm4_moe_lite": {**_ROUTED, **_LATENT, "head_dim": 8, "num_key_value_heads": 4},
     "gpt2": {"head_dim": ..., "n_inner": 160},
+    "gpt_bigcode": {"head_dim": ..., "n_inner": 160, "num_key_value_heads": ...},
+    "gptj": {"head_dim": ..., "n_inner": 160, "rotary_dim": 8},
+    "granite_swa": _WINDOW,
     "gpt_oss": {**_LOCAL_EXPERTS, **_WINDOW},
     "granitemoe": _LOCAL_EXPERTS,
+    "flex_olmo": _EXPERTS,
+    "hunyuan_v1_moe": {**_EXPERTS, "moe_topk": 2},
+    "mellum": {**_EXPERTS, **_WINDOW},
+    "ministral": _WINDOW,
+    "vaultgemma": _WINDOW,
     "jamba": {
         **_MAMBA,
         **_EXPERTS,

@@ -13,6 +13,7 @@ from cc_model.data.positions import flat_rows, in_range, last_tokens
 from cc_model.distributed import in_one_piece, without_wrappers
 from cc_model.forward.calls import Body, BodyOutput, PlainCall
 from cc_model.forward.passes import CapturePass, LayerSlot
+from cc_model.forward.pivot_graph import hidden_without_meaning, replayed_bank
 from cc_model.specs import body_of, unwrap
 
 
@@ -41,6 +42,9 @@ def capture_bank(
         range (the others hold finite numbers without meaning); the body's output, whose hidden states have no meaning.
     """
     usable, tokens = captured_tokens(ids, mask, index)
+    bank = replayed_bank(body, stock, slots, ids, mask, tokens)
+    if bank is not None:
+        return bank.to(device), usable, hidden_without_meaning(bank, ids)
     if mask is not None:
         # An empty row attends to its padding instead of to nothing: finite numbers, which are then left out.
         mask = torch.where((mask != 0).any(dim=1, keepdim=True), mask, 1)

@@ -22,7 +22,7 @@ def with_ready_mask(body: Any, named: dict[str, Any], embeds: Tensor) -> dict[st
     transformers looks for packed rows, and asks the device for that.
     """
     mask = named.get("attention_mask")
-    if not (isinstance(mask, Tensor) and mask.ndim == 2 and _makes_one_mask(body)) or cache_of(named) is not None:
+    if not (isinstance(mask, Tensor) and mask.ndim == 2 and makes_one_mask(body)) or cache_of(named) is not None:
         return named
     if torch.compiler.is_compiling():  # nobody waits there
         return named
@@ -35,7 +35,7 @@ def with_ready_mask(body: Any, named: dict[str, Any], embeds: Tensor) -> dict[st
     return {**named, "attention_mask": ready}
 
 
-def _makes_one_mask(body: Any) -> bool:
+def makes_one_mask(body: Any) -> bool:
     """Whether the body makes one causal mask for all layers and takes a ready one in its place.
 
     Known for the attention of PyTorch (SDPA), the one that asks, and for families without windows.
@@ -49,4 +49,4 @@ def _makes_one_mask(body: Any) -> bool:
     return all(kind == "full_attention" for kind in kinds)
 
 
-__all__ = ["with_ready_mask"]
+__all__ = ["makes_one_mask", "with_ready_mask"]

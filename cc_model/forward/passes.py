@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from cc_kernels import add_rows, capture_rows, capture_rows_through
+from cc_kernels.library import is_transformed
 from cc_model.fast_paths.hooks import owns_output
 from cc_model.fast_paths.last_layer import narrow_obstacle
 
@@ -83,7 +84,7 @@ class CapturePass:
             flat, captured = capture_rows_through(flat, rows, assume_valid=True)
             self._keep(slot, captured)
             return flat.view_as(output)
-        if torch.compiler.is_compiling() or self.sealed or type(flat) is not Tensor:
+        if torch.compiler.is_compiling() or self.sealed or type(flat) is not Tensor or is_transformed():
             self._keep(slot, capture_rows(flat, rows, assume_valid=True))
             return output
         place = self._place(slot, flat)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cc_model.compat import cache_of
+from cc_model.compat import CACHE
 from cc_model.connection.notices import say_once
 from cc_model.connection.state import CrossLingualConnection
 from cc_model.data.columns import (
@@ -107,12 +107,13 @@ def _connected(
     if english:
         return PivotCall(connection, model.cc_slots(), pivots=taken, packed=packed, **shared)
     if taken[INDEX] is None:
-        cache = cache_of(named)
+        cache = named.get(CACHE)
         if cache is not None and int(cache.get_seq_length()) > 0:
             return PlainCall()
         if index is None:
             raise ValueError(WHERE_TO_CONNECT)
-    return SimulatedCall(connection, model.cc_slots(), logits_to_keep=_kept(model, named), **shared)
+    slots, kept = model.cc_slots(), 0 if spec_of(model).cuts else named.get("logits_to_keep", 0)
+    return SimulatedCall(connection, slots, logits_to_keep=kept, **shared)
 
 
 def _plan_generation(
@@ -121,8 +122,9 @@ def _plan_generation(
     """The call of one step of `generate`: connected when its tokens hold a connection index."""
     if generation.pivot is None and (model.cc.training or model.cc.transform_matrix is None):
         return PlainCall()  # the matrix was dropped, or the mode changed, in the middle of the call
-    rows, length = input_shape(named)
-    window = generation.enter(length, cached=cache_of(named) is not None)
+    tokens = named.get("input_ids")
+    rows, length = (named["inputs_embeds"] if tokens is None else tokens).shape[:2]
+    window = generation.enter(length, cached=named.get(CACHE) is not None)
     if window is None:
         return PlainCall()
     generation.connected = True
@@ -135,19 +137,10 @@ def _plan_generation(
     if generation.pivot is not None:
         return PivotCall(model.cc, model.cc_slots(), pivots=generation.pivot, **shared)
     first = generation.first_index - window if generation.first_index >= window else 0
-    return SimulatedCall(
-        model.cc,
-        model.cc_slots(),
-        first_index=first,
-        logits_to_keep=_kept(model, named),
-        compile_config=generation.compile_config,
-        **shared,
-    )
-
-
-def _kept(model: Any, named: dict[str, Any]) -> int | Tensor:
-    """How many of the last tokens the head reads; all, where it finds them by the length of what the body returns."""
-    return 0 if spec_of(model).cuts else named.get("logits_to_keep", 0)
+    # Families that cut by the length of what the body returns need all of it.
+    slots, kept = model.cc_slots(), 0 if spec_of(model).cuts else named.get("logits_to_keep", 0)
+    options: dict[str, Any] = {"logits_to_keep": kept, "compile_config": generation.compile_config}
+    return SimulatedCall(model.cc, slots, first_index=first, **options, **shared)
 
 
 def _warn_of_mistakes(connection: CrossLingualConnection, index: Tensor | None) -> None:

@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.configuration_utils import CompileConfig
 
 from cc_kernels import capture_rows
-from cc_model.compat import CACHE, cache_of, with_cache
+from cc_model.compat import CACHE
 from cc_model.connection.notices import notices_of, say_once
 from cc_model.connection.state import CrossLingualConnection
 from cc_model.data.positions import flat_rows, in_range, located, mark_skipped
@@ -56,7 +56,7 @@ class SimulatedCall(ConnectedCall):
         length = self.length
         use_cache = named.get("use_cache")
         keep_cache = body.config.get_text_config(decoder=True).use_cache if use_cache is None else use_cache
-        cache = cache_of(named)
+        cache = named.get(CACHE)
         device = (named["input_ids"] if named.get("input_ids") is not None else named["inputs_embeds"]).device
         index = self.connection_index(named, device)
         rolled = cache if cache is not None else DynamicCache(config=body.config)
@@ -66,15 +66,15 @@ class SimulatedCall(ConnectedCall):
         capture = CapturePass(flat_rows(index, length), self.slots, body, read)
         if two_prefills is None:
             cache = rolled
-            first = self.captured(stock, {**with_cache(named, cache), "use_cache": True}, capture)
+            first = self.captured(stock, {**named, CACHE: cache, "use_cache": True}, capture)
             roll_back(cache, length - start)
         else:
-            probe = {**with_cache(named, probing_cache(cache, named)), "use_cache": cache is not None}
+            probe = {**named, CACHE: probing_cache(cache, named), "use_cache": cache is not None}
             first = self.captured(stock, probe, capture)
         self.note_prefills(two_prefills)
         tokens, update = self.decided(body, named, capture, index, length, start)
-        again = with_cache(sliced(named, start, length), cache)
-        again["use_cache"] = two_prefills is None or keep_cache
+        again = sliced(named, start, length)
+        again |= {CACHE: cache, "use_cache": two_prefills is None or keep_cache}
         output = connected_replay(body, again, tokens, update, self.compile_config)
         return self.joined(first, output, start, length, keep_cache)
 

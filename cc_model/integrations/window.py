@@ -36,8 +36,8 @@ class WindowTrainer(Trainer):
         V[l, p] = f_l[p]      for the distinct prompts p of all A micro-batches, before the first of them
 
     The loss and all gradients are those of a pivot pass per micro-batch: no weight changes within a window. Where the
-    forward itself draws (attention dropout, an adapter's dropout), a prompt draws once for the window instead of once
-    for each row that reads it. Gumbel noise, `simulated_share` and `connection_dropout` are drawn per row as ever.
+    forward itself draws (attention dropout, an adapter's dropout, NEFTune), a prompt draws once for the window instead
+    of once for each row that reads it. Gumbel noise, `simulated_share` and `connection_dropout` are drawn per row.
 
     A part of the pass has at most `pivot_tokens` tokens. It keeps no activations for a backward, so with the default it
     needs less memory than the micro-batch itself. The prompts of a window are compared on the host, for which it waits

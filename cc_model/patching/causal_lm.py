@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers.generation import CompileConfig, GenerationMixin
 
+from cc_model.compat import OLD_CACHE, RENAMED, cache_of, with_cache
 from cc_model.connection.adapters import carried_by, put_carried, refuse_other_options
 from cc_model.forward.calls import ConnectedCall
 from cc_model.forward.passes import LayerSlot
@@ -60,6 +61,8 @@ class PatchedCausalLM:
         if len(args) > len(self.cc_arguments):
             raise TypeError(f"forward: expected at most {len(self.cc_arguments)} positional arguments, got {len(args)}")
         named = dict(zip(self.cc_arguments, args), **kwargs)
+        if RENAMED and OLD_CACHE in named:
+            named = with_cache(named, cache_of(named))
         call = plan(self, named)
         output = self._cc_hand_on(inner, call, (), named)
         if not isinstance(call, ConnectedCall):

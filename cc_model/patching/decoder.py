@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from cc_kernels import gate_up_swiglu, geglu, swiglu
-from cc_model.compat import cache_of, with_cache
+from cc_kernels.backend import triton_serves
+from cc_model.compat import OLD_CACHE, RENAMED, cache_of, with_cache
 from cc_model.data.columns import CONNECTION_ARGUMENTS
-from cc_model.fast_paths.few_tokens import halves, streams_weights
+from cc_model.fast_paths.few_tokens import OP, halves, streams_weights
 from cc_model.fast_paths.fused import GELU_TANH, SILU, FusedBlock
 from cc_model.fast_paths.product import computes_again, without_product
 from cc_model.forward.calls import PlainCall
@@ -54,7 +55,8 @@ class PatchedBody:
         if cc_call is None:
             self._cc_refuse_silence(named)
             return super().forward(*args, **kwargs)  # type: ignore[misc]
-        named = with_cache(named, cache_of(named))
+        if RENAMED and OLD_CACHE in named:
+            named = with_cache(named, cache_of(named))
         return_dict = named.pop("return_dict", None)
         if type(cc_call) is not PlainCall:
             named.pop("logits_to_keep", None)  # passes count their tokens from the first
@@ -160,7 +162,7 @@ class PatchedFeedForward:
         gate, down = modules[fused.gate], modules[fused.down]
         up = modules[fused.up] if fused.up else None
         inference = fused.activation == SILU and not (self.training or torch.is_grad_enabled())
-        if inference and streams_weights(gate, up, x):
+        if inference and triton_serves(OP, x.device) and streams_weights(gate, up, x):
             inner = gate_up_swiglu(x.reshape(-1, x.shape[-1]), *halves(gate, up))
             return down(inner.view(*x.shape[:-1], inner.shape[-1]))
         gated, raised = (gate(x), up(x)) if up is not None else gate(x).chunk(2, dim=-1)

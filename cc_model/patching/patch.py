@@ -14,7 +14,7 @@ from cc_model.config import CCConfig
 from cc_model.connection.adapters import wrap_decision_maker
 from cc_model.connection.state import CrossLingualConnection
 from cc_model.distributed import refuse_fsdp
-from cc_model.fast_paths import product
+from cc_model.fast_paths import pivot_graph, product
 from cc_model.fast_paths.fused import fused_block
 from cc_model.forward.passes import LayerSlot
 from cc_model.patching.classes import is_patched, patched_class, swap_class
@@ -40,6 +40,12 @@ def patch_model(model: nn.Module, config: CCConfig | None = None) -> nn.Module:
     | `pivot_attention_mask` | (B, S) | any, 0 at padding; None: all attended |
     | `connection_index` q, `pivot_index` p | (B,) | int64 or int32 |
     | `gumbel_noise` g | (B, L) | floating point; None: in training drawn in fp32, in evaluation none |
+    | `pivot_row` | (B,) | int64 or int32: which of P pivots each row reads, −1 none; pivots have P rows then |
+    | `pivot_bank` | (L, P, d) | floating point, or what `cc_model.pivot_bank` gives, in the place of the pivots |
+    | `loss_rows` | (K,) | int64 or int32: flattened tokens whose next token has a label, −1 pads |
+    | `batch_shape` | (B, N, P, K, 0) | of `ParallelCollator`; shows, and raises, when something cut the batch |
+
+    With `loss_rows`, head and loss run in training on these tokens alone: `logits` is `(1, K, vocabulary)`.
 
     Given `pivot_input_ids` it connects. Without them it is the plain model in training; in evaluation it connects when
     `model.cc.transform_matrix` is set: V are then the main prompt's own activations at q, mapped by the matrix. Where,
@@ -166,6 +172,7 @@ def unpatch_model(model: nn.Module) -> nn.Module:
                     module.__dict__.pop(name, None)
                 swap_class(module, type(module).cc_stock_class)
     body = body_of(inner)
+    body.__dict__.pop(pivot_graph.ATTRIBUTE, None)
     del body.__dict__["cc_connection"], body.__dict__["cc_hands_on"], inner.__dict__["cc_hands_on"]
     swap_class(body, type(body).cc_stock_class)
     swap_class(inner, type(inner).cc_stock_class)  # type: ignore[attr-defined]

@@ -43,3 +43,9 @@ def test_accelerator(two_processes, pivot_grad, activation_checkpointing):
 def test_the_last_layer_is_narrow(two_processes):
     """FSDP2's own hooks and sharded weights are no obstacle to it, as those of others are."""
     assert two_processes.run(steps.fsdp_narrow_obstacle) == [None, None]
+
+
+def test_no_graph_of_the_pivot_pass(two_processes):
+    """Each pass gathers the layers' parameters anew. At rest those of the root are sharded, too."""
+    expected = ["a parameter is a DTensor, which may be sharded or quantised", "FSDP2 shards FSDPLlamaDecoderLayer"]
+    assert two_processes.run(steps.fsdp_graph_obstacles) == [expected, expected]

@@ -192,6 +192,28 @@ def test_a_hook_that_writes_to_the_input(computed):
     assert len(computed) == 2
 
 
+def test_nothing_more_is_kept_where_the_product_needs_no_gradient():
+    """Nobody else keeps gate and up then: the recipe would be twice as large as the product."""
+    _, model = pair("llama", num_hidden_layers=1)
+    block = layers_of(save_memory(model))[0].mlp.train()
+    block.gate_proj.requires_grad_(False)
+    block.up_proj.requires_grad_(False)
+    gates = []
+    block.gate_proj.register_forward_hook(lambda module, args, output: gates.append(memory_of(output)))
+    output = block(torch.randn(2, 5, 64))
+    assert gates[0].expired()
+    output.sum().backward()
+
+
+def test_where_hooks_are_forbidden(computed):
+    """As inside the transforms of `torch.func`."""
+    _, model = pair("llama", num_hidden_layers=1)
+    block = layers_of(save_memory(model))[0].mlp.train()
+    with torch.autograd.graph.disable_saved_tensors_hooks("none here"):
+        block(torch.randn(2, 5, 64)).sum().backward()
+    assert len(computed) == 1
+
+
 def test_weights_written_before_the_backward_are_found():
     """As autograd finds them without hooks."""
     _, model = pair("llama", num_hidden_layers=1)

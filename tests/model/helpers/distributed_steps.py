@@ -18,8 +18,9 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from cc_model import CCConfig, save_memory
+from cc_model import CCConfig, save_memory, use_pivot_graph
 from cc_model.fast_paths.last_layer import narrow_obstacle
+from cc_model.forward.pivot_graph import graph_work
 
 STEPS = 3
 RATE = 0.1
@@ -173,6 +174,14 @@ def assert_same_training(ranks: list[dict[str, Any]], expected: dict[str, Any], 
     for name, weight in ranks[0]["weights"].items():
         assert torch.equal(weight, ranks[1]["weights"][name]), name
     assert expected["losses"][0] != expected["losses"][-1], "it trains"
+
+
+def fsdp_graph_obstacles() -> list[str | None]:
+    """Why the pivot pass of a sharded model is no CUDA graph, at rest and in a forward."""
+    model = use_pivot_graph(sharded(pair()[1]))
+    at_rest = graph_work(model.model).obstacle
+    model.train()(**share(0, 0))
+    return [at_rest, model.model.cc_pivot_graphs.reason]
 
 
 def fsdp_narrow_obstacle() -> str | None:

@@ -13,11 +13,14 @@ from torch import Tensor
 
 LAYERS = {
     "bloom": "transformer.h",
+    "codegen": "transformer.h",
     "falcon": "transformer.h",
     "gemma3": "model.language_model.layers",
     "gemma4": "model.language_model.layers",
     "gpt2": "transformer.h",
+    "gpt_bigcode": "transformer.h",
     "gpt_neox": "gpt_neox.layers",
+    "gptj": "transformer.h",
     "llama4": "language_model.model.layers",
     "mistral3": "model.language_model.layers",
     "qwen3_5": "model.language_model.layers",
@@ -27,6 +30,7 @@ ADDED = {
     "bloom": "mlp.dense_4h_to_h",
     "exaone4": "post_feedforward_layernorm",
     "falcon_h1": "feed_forward",
+    "flex_olmo": "post_feedforward_layernorm",
     "gemma2": "post_feedforward_layernorm",
     "gemma3": "post_feedforward_layernorm",
     "gemma3_text": "post_feedforward_layernorm",

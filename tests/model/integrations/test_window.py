@@ -279,12 +279,21 @@ def test_translations_stand_together(tmp_path):
 
 def test_translations_resume(tmp_path):
     """In the second epoch, within it, as without the interruption."""
-    options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "gradient_accumulation_steps": 4}
+    options = {**OPTIONS, "max_steps": 6, "save_strategy": "steps", "save_steps": 3}
     expected, weights, _ = run(tmp_path, translating, **options)
     trainer = make_run(tmp_path, translating, collator_class=NoisyCollator, **options)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert losses(trainer) == expected
     assert all(torch.equal(value, weights[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_the_sampler_is_told_the_epoch(tmp_path):
+    """By Trainer in one process; with several, after a resume, accelerate's loader does not hand it on."""
+    trainer = make_run(tmp_path, translating)
+    sampler = trainer._get_train_sampler()
+    trainer.state.epoch = 2.5
+    trainer.callback_handler.on_epoch_begin(trainer.args, trainer.state, trainer.control)
+    assert sampler.epoch == 2
 
 
 def test_translations_are_not_taken_apart(tmp_path, monkeypatch):
