@@ -40,7 +40,14 @@ def options(rows, tmp_path):
         fields = {
             **{"scratch": json.dumps(SHAPE), "scratch_vocab_size": 400, "max_length": 64, "dataset": rows},
             **{"output_dir": tmp_path / out, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 4},
-            **{"max_steps": 4, "learning_rate": 0.01, "logging_steps": 1, "use_cpu": True, "save_strategy": "no"},
+            **{
+                "max_steps": 4,
+                "learning_rate": 0.1,
+                "optim": "sgd",
+                "logging_steps": 1,
+                "use_cpu": True,
+                "save_strategy": "no",
+            },
         }
         return [text for name, value in fields.items() for text in (f"--{name}", str(value))] + list(further)
 

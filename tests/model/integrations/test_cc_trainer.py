@@ -132,7 +132,7 @@ class Counting(Trainer):
 
 def test_windows_and_decisions_together(tmp_path):
     """One pivot pass for four micro-batches whose rows share prompts, and the log of decisions, as with Trainer."""
-    options = {"gradient_accumulation_steps": 4, "max_steps": 4}
+    options = {"gradient_accumulation_steps": 4, "max_steps": 4, "optim": "sgd", "learning_rate": 0.1}
     stock = make_run(tmp_path / "stock", Counting, collator_class=Sharing("right"), **options)
     stock.train()
     shared = {"collator_class": Sharing("right", share_pivots=True, loss_only=True), **options}
