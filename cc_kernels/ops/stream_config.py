@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from cc_kernels.launch import Gpu, blocks, power_of_two
+from cc_kernels.launch import MEMORY_ACCESS_BYTES, Gpu, blocks, power_of_two
 
 FEWEST, MOST_BLOCK_ROWS = 16, 64  # rows of one tile: what a tensor core takes at least, and a few prompts or tokens
 MOST_STAGES = 9
@@ -58,7 +58,9 @@ def transform_rows_config(rows: int, width: int, element_size: int, gpu: Gpu) ->
     block_rows = _block_rows(rows)
     depth = min(max(8192 // (max(columns, block_rows) * element_size), 32), 256)
     stages = _stages((block_rows + columns) * depth * element_size, 2, gpu)
-    return MatrixConfig(block_rows, columns, depth, stages, num_warps=4)
+    # Each thread loads 16 bytes of M at once, so a small tile is for fewer threads.
+    warps = 4 if columns * depth * element_size >= 4 * gpu.warp_size * MEMORY_ACCESS_BYTES else 2
+    return MatrixConfig(block_rows, columns, depth, stages, warps)
 
 
 @lru_cache(maxsize=1024)
