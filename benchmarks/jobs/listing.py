@@ -87,7 +87,7 @@ _LISTED = (
     ),
     _ops("connect", "`connect`, forward and with backward, beside hooks", 60, "connect"),
     _ops("add-rows", "`add_rows` in place, beside ATen", 20, "add_rows"),
-    _ops("swiglu", "`swiglu` in both directions, beside torch.compile", 60, "swiglu"),
+    _ops("swiglu", "`swiglu` and `geglu` in both directions, beside torch.compile", 90, "swiglu", "geglu"),
     Job(
         "host-time",
         "what one call of an op costs the host",

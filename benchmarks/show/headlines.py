@@ -94,6 +94,22 @@ HEADLINES: tuple[Headline, ...] = (
     Headline("training step of a 1B model ÷ plain step", "1b, train 8 x 640, pivot 512, {}, ratio", "ours", _STEP, "×"),
     Headline("first token of a 1B model ÷ plain, eager", "1b, infer 1 x 512, {}, ratio", "ours", _PROMPT, "×"),
     Headline(
+        "the same of a tiny model, 8 translations of each English prompt, the head on labels",
+        "tiny-8k, train 16 x 128, pivot 96, 8 translations per prompt, {}, ratio",
+        "ours",
+        {"vanilla-loss-only": "plain with the same head", **_STEP},
+        "×",
+        on="cpu",
+    ),
+    Headline(
+        "the same, each row with a prompt of its own",
+        "tiny-8k, train 16 x 128, pivot 96, {}, ratio",
+        "ours",
+        {"vanilla-loss-only": "plain with the same head", **_STEP},
+        "×",
+        on="cpu",
+    ),
+    Headline(
         "training step of a tiny model ÷ plain step",
         "tiny, train 2 x 512, pivot 384, {}, ratio",
         "ours",

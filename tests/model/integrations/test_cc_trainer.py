@@ -113,7 +113,8 @@ def train(trainer_class, model, collator, folder):
 def test_the_log_has_the_decisions_and_nothing_else_changes(parts, tmp_path):
     collator, make = parts
     stock, ours = (train(kind, make(), collator, tmp_path / kind.__name__) for kind in (Trainer, CCTrainer))
-    assert [entry["loss"] for entry in ours] == [entry["loss"] for entry in stock]
+    # The English prompts of a window run together, so that their shapes, and the last bits, are other ones.
+    assert [entry["loss"] for entry in ours] == pytest.approx([entry["loss"] for entry in stock], abs=1e-5)
     assert sum(entry["decision/rows"] for entry in ours) == 20  # SHORT has no English prompt
     assert all(len(histogram(entry)) == 2 and sum(histogram(entry)) == pytest.approx(1) for entry in ours)
     assert not any(map(histogram, stock))
