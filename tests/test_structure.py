@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 import pytest
-from structure import PACKAGES, imports_of, modules_of, room_of
+from structure import PACKAGES, imports_of, modules_of, room_of, walk
 
 ROOT = Path(__file__).parents[1]
 # From above to below. A room may import what stands on a floor below it; on its own floor, what stands to its right.
@@ -101,6 +101,15 @@ def test_packages_re_export_nothing_twice():
         tree = ast.parse((ROOT / "cc_model" / room / "__init__.py").read_text(encoding="utf-8"))
         assert [type(node) for node in tree.body] == [ast.Expr], f"cc_model/{room}/__init__.py"
     assert len(list((ROOT / "cc_kernels/ops/decision").glob("[a-z]*.py"))) == 4
+
+
+def test_a_forward_stays_in_few_rooms():
+    """Rooms entered, and changes of room; `python tests/structure.py` prints them."""
+    (rooms, _, changes, _), (rooms_of_generate, _, changes_of_generate, _) = walk(ROOT).values()
+    assert rooms <= 7
+    assert changes < 35
+    assert rooms_of_generate <= 8
+    assert changes_of_generate < 55
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -96,9 +96,7 @@ GOALS: tuple[Goal, ...] = (
         "host time of a training forward of 32 layers − two stock ones, per layer, ours ÷ hooks",
         1.00,
         "cpu",
-        _all(
-            "32 layers, cc_model{dry}, host_us_per_layer", "32 layers, hooks{dry}, host_us_per_layer", dry=("", ", dry")
-        ),
+        _all("32 layers, cc_model, dry, host_us_per_layer", "32 layers, hooks, dry, host_us_per_layer"),
     ),
     Goal("host time to the first token − plain, in decode steps", 1.15, "cpu"),
     Goal("host time of a decode step ÷ stock", 1.03, "cpu"),
