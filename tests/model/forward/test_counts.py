@@ -86,6 +86,17 @@ def test_nobody_waits_for_the_pivot_pass(side):
     torch.testing.assert_close(model(**data, gumbel_noise=gumbel(ROWS, 2)).loss, loss, rtol=0, atol=1e-6)
 
 
+def test_positions_with_a_gap_are_no_packed_rows():
+    """Without a mask and a cache transformers would read a gap as the start of another example; the mask stays."""
+    _, model = pair("llama", num_hidden_layers=2, attn_implementation="sdpa")
+    positions = torch.arange(MAIN)
+    positions[30:] += 5
+    data = {**inputs(), "position_ids": positions.expand(ROWS, -1), "gumbel_noise": gumbel(ROWS, 2), "use_cache": False}
+    loss = model.train()(**data).loss
+    model.set_attn_implementation("eager")
+    torch.testing.assert_close(model(**data).loss, loss, rtol=0, atol=1e-6)
+
+
 def test_decode_step_adds_nothing():
     """Once connected, a decode step is the plain model's."""
     stock, model = pair(matrix=True)
