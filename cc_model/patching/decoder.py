@@ -159,8 +159,12 @@ class PatchedFeedForward:
         x = args[0] if args else next(iter(kwargs.values()))
         modules = self._modules  # type: ignore[attr-defined]
         fused = self.cc_fused
-        gate, down = modules[fused.gate], modules[fused.down]
-        up = modules[fused.up] if fused.up else None
+        # The dictionary is the quick way; a projection that another library keeps as a plain attribute is not in it.
+        gate = modules[fused.gate] if fused.gate in modules else getattr(self, fused.gate)
+        down = modules[fused.down] if fused.down in modules else getattr(self, fused.down)
+        up = None
+        if fused.up:
+            up = modules[fused.up] if fused.up in modules else getattr(self, fused.up)
         inference = fused.activation == SILU and not (self.training or torch.is_grad_enabled())
         if inference and triton_serves(OP, x.device) and streams_weights(gate, up, x):
             inner = gate_up_swiglu(x.reshape(-1, x.shape[-1]), *halves(gate, up))

@@ -10,6 +10,7 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from model_pairs import assert_same_gradients, at_end, batch, gradients, gumbel, pair
 
 from cc_model import patch_model, report
+from cc_model.specs import layers_of
 from cc_model.testing import random_matrix, tiny_model
 
 
@@ -150,3 +151,15 @@ def test_forward_hooks_see_the_output_before_the_connection():
     assert len(kept) == 2  # pivot pass and main pass
     assert all(torch.equal(output, copied) for output, copied in kept)
     assert torch.equal(hooked, model(**data, gumbel_noise=noise).logits)
+
+
+@pytest.mark.parametrize("name", ["gate_proj", "up_proj", "down_proj"])
+def test_projection_kept_as_a_plain_attribute(name):
+    """A library that takes a projection out of the modules and keeps it as an attribute: the block still finds it."""
+    _, model = pair()
+    data, noise = batch(), gumbel(3)
+    expected = model.train()(**data, gumbel_noise=noise).loss
+    block = layers_of(model)[1].mlp
+    projection = block._modules.pop(name)
+    object.__setattr__(block, name, projection)
+    assert torch.equal(model(**data, gumbel_noise=noise).loss, expected)
