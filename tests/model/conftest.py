@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from gloo_pool import GlooPool
 from model_pairs import ARCHITECTURES
@@ -27,3 +29,13 @@ def two_processes(_pool):
     if not (_pool and _pool[-1].alive):
         _pool.append(GlooPool(2))
     return _pool[-1]
+
+
+@pytest.fixture(autouse=True)
+def _compiled_code_is_forgotten():
+    """A test that compiles leaves nothing behind: code counts towards the recompile limit of the tests after it."""
+    yield
+    dynamo = sys.modules.get("torch._dynamo")
+    if dynamo is not None and dynamo.utils.counters["stats"]:
+        dynamo.reset()
+        dynamo.utils.counters.clear()
