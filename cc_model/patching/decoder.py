@@ -22,9 +22,9 @@ from cc_model.data.columns import CONNECTION_ARGUMENTS
 from cc_model.fast_paths.few_tokens import OP, halves, streams_weights
 from cc_model.fast_paths.fused import GELU_TANH, SILU, FusedBlock
 from cc_model.fast_paths.product import computes_again, without_product
-from cc_model.fast_paths.projection import project
 from cc_model.forward.calls import PlainCall
 from cc_model.forward.passes import LayerSlot, active
+from cc_model.patching.projection import project
 
 
 class _Beside(threading.local):

@@ -12,8 +12,8 @@ import torch.nn.modules.module as module_hooks
 from model_pairs import assert_same_gradients, batch, gradients, gumbel, pair
 from torch import nn
 
-from cc_model.fast_paths import projection
-from cc_model.fast_paths.projection import project
+from cc_model.patching import projection
+from cc_model.patching.projection import project
 
 X = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
 
