@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from cc_model.compat import CACHE, cache_of, causal_mask, with_cache
+from cc_model.compat import CACHE, causal_mask
 from cc_model.forward.calls import BodyOutput
 
 
@@ -36,7 +36,7 @@ def with_ready_mask(body: Any, named: dict[str, Any], embeds: Tensor) -> dict[st
     """
     mask, positions = named.get("attention_mask"), named.get("position_ids")
     known = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
-    if not known or cache_of(named) is not None or not makes_one_mask(body):
+    if not known or named.get(CACHE) is not None or not makes_one_mask(body):
         return named
     if torch.compiler.is_compiling() or body.layers[0]._compiled_call_impl is not None:  # nobody waits there
         return named
@@ -50,12 +50,12 @@ def with_ready_mask(body: Any, named: dict[str, Any], embeds: Tensor) -> dict[st
     if getattr(body, "gradient_checkpointing", False):  # where a cache is taken out again, with a warning
         return named
     main = {**named, "attention_mask": None}
-    return main if keeps else with_cache(main, _EMPTY)
+    return main if keeps else {**main, CACHE: _EMPTY}
 
 
 def without_empty_cache(output: BodyOutput) -> BodyOutput:
     """The body's output without the cache that `with_ready_mask` gave it."""
-    if cache_of(output) is not _EMPTY:
+    if output.get(CACHE) is not _EMPTY:
         return output
     return type(output)(**{name: value for name, value in output.items() if name != CACHE})
 
