@@ -31,6 +31,8 @@ class Op:
         launches: the prepared launcher for the same arguments that a call without gradients may use.
         pays: whether the kernel is meant for a call with these arguments; `auto` runs the reference where it is not.
         trace: whether torch.compile shall trace the reference instead of calling the operator (`auto` only).
+        inference: the op has no derivative, and its check raises where a gradient is asked. Such a call is checked even
+            where its kind is known, because whether a tensor requires a gradient is no part of its kind.
     """
 
     def __init__(
@@ -41,9 +43,10 @@ class Op:
         launches: Prepared | None = None,
         pays: Callable[..., bool] | None = None,
         trace: bool = False,
+        inference: bool = False,
     ):
         self.name, self.check, self.reference, self.launches = name, check, reference, launches
-        self.pays, self.trace = pays, trace
+        self.pays, self.trace, self.inference = pays, trace, inference
         self.triton: Callable[..., Any] = backend.registered(name) or reference
         implementation, differentiable = getattr(self.triton, DIFFERENTIABLE, (None, None))
         # Where a call with gradients launches the same, its plan serves, too.
@@ -60,6 +63,8 @@ class Op:
         except (KeyError, RuntimeError, TypeError):  # of a new kind; or no tensors, or tensors without memory
             return self._checked(arguments)
         if requires_grad and torch.is_grad_enabled():
+            if self.inference:
+                return self._checked(arguments)
             if plan is None or self.differentiable is None:
                 return self.triton(*arguments)
             return self.differentiable(*arguments, lambda *_: plan.run(tensors, addresses))

@@ -118,7 +118,7 @@ def _pays(x: Tensor, w_gate: Tensor, w_up: Tensor) -> bool:
     return x.shape[0] <= MOST_ROWS
 
 
-_op = Op("gate_up_swiglu", _check, reference.gate_up_swiglu, _forward, _pays)
+_op = Op("gate_up_swiglu", _check, reference.gate_up_swiglu, _forward, _pays, inference=True)
 
 
 def gate_up_swiglu(x: Tensor, w_gate: Tensor, w_up: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ def _pays(values: Tensor, matrix: Tensor, layers: Tensor | None) -> bool:
     return layers is not None or values.shape[0] <= MOST_ROWS
 
 
-_op = Op("transform_rows", _check, reference.transform_rows, _forward, _pays)
+_op = Op("transform_rows", _check, reference.transform_rows, _forward, _pays, inference=True)
 
 
 def transform_rows(values: Tensor, matrix: Tensor, layers: Tensor | None = None) -> Tensor:

@@ -5,9 +5,10 @@ import weakref
 
 import pytest
 import torch
-from kernel_harness import BACKEND, DEVICE, needs_triton, randn
+from kernel_harness import BACKEND, DEVICE, HAS_TRITON, needs_triton, randn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import cc_kernels
 from cc_kernels import backend, library, swiglu, use_backend
 from cc_kernels.launch import empty, launch, launching, prepared, record_launches, unit_stride, written
 from cc_kernels.launch.recording import state
@@ -304,6 +305,30 @@ def test_an_op_that_is_watched_is_checked(direct, monkeypatch):
     with Listening():
         op(x)
     assert len(checked) == 2
+
+
+INFERENCE = {
+    "gate_up_swiglu": (cc_kernels.gate_up_swiglu, {"x": (2, 8), "w_gate": (3, 8), "w_up": (3, 8)}),
+    "transform_rows": (cc_kernels.transform_rows, {"values": (2, 8), "matrix": (8, 8)}),
+}
+WANTED = [(op, name) for op, (_, shapes) in INFERENCE.items() for name in shapes]
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="without triton every call is checked")
+@pytest.mark.parametrize(("name", "wanted"), WANTED)
+def test_a_gradient_of_an_inference_op_raises_after_a_call_of_the_same_kind(direct, monkeypatch, name, wanted):
+    """Whether a tensor requires a gradient is no part of its kind, so that a known kind alone decides nothing."""
+    monkeypatch.setattr(launching, "through_triton", lambda kernel, grid, arguments: Compiled())
+    monkeypatch.setattr(backend, "triton_serves", lambda op, device: True)
+    op, shapes = INFERENCE[name]
+    arguments = {argument: torch.zeros(shape) for argument, shape in shapes.items()}
+    op(**arguments)
+    arguments[wanted].requires_grad_()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=f"{name} is inference only: {wanted} requires a gradient"):
+            op(**arguments)
+        with torch.no_grad():
+            op(**arguments)
 
 
 class Listening(TorchDispatchMode):
