@@ -29,6 +29,7 @@ from benchmarks.measure.record import facts, save
 from cc_kernels import (
     add_rows,
     backend,
+    capture_add_rows_,
     capture_rows,
     capture_rows_through,
     connect,
@@ -77,6 +78,9 @@ def _calls(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, str,
         yield "capture_rows", name, lambda op=op: op(x, rows)
     for name, op in (("cc_kernels", add_rows), ("eager", reference.add_rows)):
         yield "add_rows in place", name, lambda op=op: op(x, rows, values, inplace=True)
+    stored, some = randn(2, 64), torch.tensor([3, -1], device=device)
+    for name, op in (("cc_kernels", capture_add_rows_), ("eager", reference.capture_add_rows_)):
+        yield "capture_add_rows_", name, lambda op=op: op(x, stored, some, some, values)
     for name, op in (("cc_kernels", gate_up_swiglu), ("eager", reference.gate_up_swiglu)):
         yield "gate_up_swiglu", name, lambda op=op: op(values, weight, weight)
     for name, op in (("cc_kernels", transform_rows), ("eager", reference.transform_rows)):

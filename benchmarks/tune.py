@@ -87,6 +87,7 @@ KNOBS = (
     Knob("swiglu", "swiglu_config", ("swiglu",), _blocks_and_warps),
     Knob("capture_rows", "row_config", ("capture_rows",), _blocks_and_warps),
     Knob("add_rows", "row_config", ("add_rows",), _blocks_and_warps),
+    Knob("capture_add_rows", "row_config", ("capture_add_rows",), _blocks_and_warps),
     Knob("transform_rows", "transform_rows_config", ("transform_rows",), _matrix_tiles),
     Knob("gate_up_swiglu", "gate_up_config", ("gate_up_swiglu",), _matrix_tiles),
     Knob("connect", "bank_config", ("decision.forward",), _bank),

@@ -6,6 +6,7 @@ implementation. `use_backend` chooses between it and the Triton kernels.
 
 from cc_kernels.backend import use_backend
 from cc_kernels.ops.add_rows import add_rows
+from cc_kernels.ops.capture_add_rows import capture_add_rows_
 from cc_kernels.ops.capture_rows import capture_rows, capture_rows_through
 from cc_kernels.ops.connect import connect
 from cc_kernels.ops.decide import decide
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "add_rows",
+    "capture_add_rows_",
     "capture_rows",
     "capture_rows_through",
     "connect",

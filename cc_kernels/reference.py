@@ -83,6 +83,21 @@ def add_rows(x: Tensor, rows: Tensor, values: Tensor, inplace: bool = False) -> 
     return x.index_add_(0, target, kept) if inplace else x.index_add(0, target, kept)
 
 
+def capture_add_rows_(x: Tensor, bank: Tensor, captured: Tensor, added: Tensor, update: Tensor) -> None:
+    """`bank[k] = x[captured[k]]`, then `x[added[k]] += update[k]`, both in place; a row below 0 is skipped."""
+    if x.numel() == 0 or bank.numel() == 0:
+        return
+    bank.copy_(torch.where((captured >= 0)[:, None], x.index_select(0, captured.clamp(min=0)), bank))
+    some = added >= 0
+    # A k that adds nothing repeats the first k that adds, so that no two write different values to one row.
+    source = torch.where(some, torch.arange(len(added), device=added.device), some.long().argmax())
+    rows = added.index_select(0, source).long()
+    target, wide = rows.clamp(min=0), wide_dtype(x.dtype)
+    old = x.index_select(0, target)
+    total = (old.to(wide) + update.index_select(0, source).to(wide)).to(x.dtype)
+    x.index_copy_(0, target, torch.where((rows >= 0)[:, None], total, old))
+
+
 class Reads(NamedTuple):
     """`rows` of `decide` and `connect`, taken apart once: what is read, and which rows read none."""
 

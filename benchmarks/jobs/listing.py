@@ -87,6 +87,7 @@ _LISTED = (
     ),
     _ops("connect", "`connect`, forward and with backward, beside hooks", 60, "connect"),
     _ops("add-rows", "`add_rows` in place, beside ATen", 20, "add_rows"),
+    _ops("capture-add-rows", "`capture_add_rows_` of serving, beside ATen", 20, "capture_add_rows"),
     _ops("swiglu", "`swiglu` and `geglu` in both directions, beside torch.compile", 90, "swiglu", "geglu"),
     Job(
         "host-time",

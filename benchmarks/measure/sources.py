@@ -61,6 +61,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "geglu": _op("geglu", "cc_kernels/ops/swiglu.py"),
     "capture_rows": _op("capture_rows"),
     "add_rows": _op("add_rows", "cc_kernels/ops/capture_rows.py"),
+    "capture_add_rows": _op("capture_add_rows", "benchmarks/ops/capture_rows.py"),
     "decide": _op("decide", *_DECISION),
     "connect": _op("connect", *_DECISION, "benchmarks/baselines/hooks.py::decide_and_select"),
     "transform_rows": _op("transform_rows", *_STREAM),

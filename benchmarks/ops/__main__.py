@@ -20,7 +20,17 @@ from benchmarks.measure.sources import contents
 from benchmarks.measure.timing import copy_bandwidth
 from benchmarks.ops import cases
 
-OPS = ("connect", "transform_rows", "gate_up_swiglu", "swiglu", "geglu", "capture_rows", "add_rows", "gate_up_matmul")
+OPS = (
+    "connect",
+    "transform_rows",
+    "gate_up_swiglu",
+    "swiglu",
+    "geglu",
+    "capture_rows",
+    "add_rows",
+    "capture_add_rows",
+    "gate_up_matmul",
+)
 _COPIED = 2**30  # bytes, far more than an L2 cache
 
 

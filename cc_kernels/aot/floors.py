@@ -64,6 +64,11 @@ def add_rows_inplace(rows: int, width: int, size: int) -> Cost:
     return Cost(3 * rows * width * size, rows * width)
 
 
+def capture_add_rows_inplace(captured: int, added: int, width: int, size: int) -> Cost:
+    """Read and write each captured row; read each added row of x and of the update, and write it."""
+    return Cost((2 * captured + 3 * added) * width * size, added * width)
+
+
 def connect_forward(layers: int, rows: int, width: int, size: int) -> Cost:
     """Read the bank, the embeddings, W and the noise; write v (fp32), the weights twice and the update.
 
@@ -99,6 +104,7 @@ LINES: dict[str, Callable[[ModelShape, int], Cost]] = {
     "capture_rows forward": lambda m, size: capture_rows_forward(ROWS, m.hidden, size),
     "capture_rows_through backward": lambda m, size: capture_rows_backward(TOKENS, ROWS, m.hidden, size),
     "add_rows in place": lambda m, size: add_rows_inplace(ROWS, m.hidden, size),
+    "capture_add_rows_": lambda m, size: capture_add_rows_inplace(ROWS, ROWS, m.hidden, size),
     "connect forward": lambda m, size: connect_forward(m.layers, ROWS, m.hidden, size),
     "connect backward": lambda m, size: connect_backward(m.layers, ROWS, m.hidden, size, False),
     "connect backward with ∂bank": lambda m, size: connect_backward(m.layers, ROWS, m.hidden, size, True),

@@ -69,6 +69,14 @@ def _add_rows(model: ModelShape, dtype: torch.dtype, batches: tuple[int, ...]) -
         op._write_rows(x, _empty(count, dtype=torch.int64), _empty(count, model.hidden, dtype=dtype))
 
 
+def _capture_add_rows(model: ModelShape, dtype: torch.dtype, batches: tuple[int, ...]) -> None:
+    """An update in the dtype of x, and one in fp32."""
+    op, x = _op_module("capture_add_rows"), _empty(TOKENS, model.hidden, dtype=dtype)
+    for count, update_dtype in itertools.product(batches, (dtype, torch.float32)):
+        bank, rows = _empty(count, model.hidden, dtype=dtype), _empty(count, dtype=torch.int64)
+        op._forward(x, bank, rows, rows, _empty(count, model.hidden, dtype=update_dtype))
+
+
 def _decision(model: ModelShape, dtype: torch.dtype, batches: tuple[int, ...]) -> None:
     """`decide` and `connect`: training with noise, inference with a folded matrix, with `rows`, and the backward."""
     forward, backward = _op_module("decision.forward").forward, _op_module("decision.backward").backward
@@ -118,6 +126,7 @@ OPS: dict[str, Callable[[ModelShape, torch.dtype, tuple[int, ...]], None]] = {
     "geglu": _geglu,
     "capture_rows": _capture_rows,
     "add_rows": _add_rows,
+    "capture_add_rows": _capture_add_rows,
     "connect": _decision,
     "transform_rows": _transform_rows,
     "gate_up_swiglu": _gate_up_swiglu,

@@ -23,7 +23,7 @@ def test_dry_run_stops_before_the_launch(tmp_path, monkeypatch, capsys):
     assert record["dry"]
     ours = {row["op"] for row in record["rows"] if row["implementation"] == "cc_kernels"}
     assert ours == {row["op"] for row in record["rows"] if row["implementation"] == "eager"}
-    assert {"swiglu", "swiglu forward+backward", "connect", "add_rows in place"} <= ours
+    assert {"swiglu", "swiglu forward+backward", "connect", "add_rows in place", "capture_add_rows_"} <= ours
     assert "swiglu" in capsys.readouterr().out
 
 

@@ -20,7 +20,7 @@ from benchmarks.suites import runner
 from cc_kernels.aot.floors import Cost
 
 ROOT = Path(__file__).parents[2]
-OPS = sorted(name for name in cc_kernels.__all__ if name not in ("capture_rows_through", "use_backend"))
+OPS = sorted(name.rstrip("_") for name in cc_kernels.__all__ if name not in ("capture_rows_through", "use_backend"))
 CPU = torch.device("cpu")
 
 
@@ -32,7 +32,7 @@ def test_every_op_has_a_suite():
 @pytest.mark.parametrize("op", OPS)
 def test_every_registered_model_has_cases(op):
     """Forward for all, backward and both for those that are differentiable; made without a tensor of that size."""
-    inference = op in ("transform_rows", "gate_up_swiglu")
+    inference = op in ("transform_rows", "gate_up_swiglu", "capture_add_rows")
     for name in NAMES:
         made = [
             case.name for case in import_module(f"benchmarks.ops.{op}").model_cases(shape_of(name), CPU, torch.float32)

@@ -23,6 +23,7 @@ KERNELS = {
     "geglu": {"geglu_fwd_kernel", "geglu_bwd_kernel"},
     "capture_rows": {"capture_rows_fwd_kernel", "capture_rows_bwd_kernel"},
     "add_rows": {"add_rows_fwd_kernel"},
+    "capture_add_rows": {"capture_add_rows_fwd_kernel"},
     "transform_rows": {"transform_rows_fwd_kernel"},
     "gate_up_swiglu": {"gate_up_swiglu_fwd_kernel"},
     "connect": {

@@ -11,7 +11,17 @@ import cc_kernels
 from cc_kernels import backend, launch, swiglu, use_backend
 
 ROOT = Path(__file__).parents[2]
-PUBLIC_OPS = ["add_rows", "capture_rows", "connect", "decide", "gate_up_swiglu", "geglu", "swiglu", "transform_rows"]
+PUBLIC_OPS = [
+    "add_rows",
+    "capture_add_rows_",
+    "capture_rows",
+    "connect",
+    "decide",
+    "gate_up_swiglu",
+    "geglu",
+    "swiglu",
+    "transform_rows",
+]
 
 
 def python(code, **environment):

@@ -310,7 +310,12 @@ def test_an_op_that_is_watched_is_checked(direct, monkeypatch):
 INFERENCE = {
     "gate_up_swiglu": (cc_kernels.gate_up_swiglu, {"x": (2, 8), "w_gate": (3, 8), "w_up": (3, 8)}),
     "transform_rows": (cc_kernels.transform_rows, {"values": (2, 8), "matrix": (8, 8)}),
+    "capture_add_rows_": (
+        lambda x, bank, update: cc_kernels.capture_add_rows_(x, bank, SERVED, SERVED, update),
+        {"x": (3, 8), "bank": (2, 8), "update": (2, 8)},
+    ),
 }
+SERVED = torch.tensor([0, -1])
 WANTED = [(op, name) for op, (_, shapes) in INFERENCE.items() for name in shapes]
 
 
