@@ -51,12 +51,6 @@ def check_rows(
     return rows
 
 
-def check_own_rows(name: str, tensor: torch.Tensor, where: str = "") -> None:
-    """Raise when rows of `tensor`, which is written to, share memory; `where` ends what was expected."""
-    if tensor.shape[0] > 1 and tensor.stride(0) == 0:
-        raise ValueError(f"{name}: expected rows of their own memory{where}, got strides {tensor.stride()}")
-
-
 def check_inference(op: str, **tensors: torch.Tensor) -> None:
     """Raise when a gradient would be needed through the inference-only op `op`."""
     if not torch.is_grad_enabled():
