@@ -13,6 +13,7 @@ A layer or a cache of a type that is not known here is an obstacle, never a gues
 
 from __future__ import annotations
 
+import sys
 from typing import Any, NamedTuple
 
 from transformers import cache_utils
@@ -37,7 +38,7 @@ from transformers.cache_utils import (
 
 DROPS = "drops its newest entries"
 WAITS = "is filled when the prompt has run"
-KEPT = "gets its state before the connection back"
+KEPT = "gets back its state before the connection"
 
 DummyLayer: Any = getattr(cache_utils, "DummyLayer", None)  # from 5.18 on
 Fp8QuantizedLayer: Any = getattr(cache_utils, "Fp8QuantizedLayer", None)  # from 5.24 on
@@ -100,6 +101,11 @@ def ways_of(cache: Cache, new_tokens: int) -> Ways:
     if WAITS in ways:
         return Ways("one prefill, after which windows and quantised layers are filled", None, (*ways,), False, True)
     return Ways("one prefill", None, (*ways,))
+
+
+def ways_by_type(cache: Cache) -> dict[str, str]:
+    """The way of each type of layer in `cache` when a prompt is longer than any window, in words."""
+    return {type(layer).__name__: _way(layer, sys.maxsize) or "needs a second prefill" for layer in cache.layers}
 
 
 def _way(layer: Any, new_tokens: int) -> str | None:
@@ -165,5 +171,6 @@ __all__ = [
     "is_quantised",
     "roll_back",
     "second_prefill",
+    "ways_by_type",
     "ways_of",
 ]
