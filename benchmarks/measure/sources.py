@@ -53,6 +53,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "run": (*_MODEL, "benchmarks/train_run.py"),
     "fit": ("cc_model/matrix/*.py", "cc_model/forward/bank.py", "benchmarks/fit_matrix.py"),
     "host": (_KERNELS, "benchmarks/host_time.py"),
+    "decoding": (*_MODEL, *_ROUNDS, "cc_model/generation*.py", "benchmarks/measure/decoding.py"),
     "golden": (*_MODEL, "cc_model/generation*.py", "cc_model/matrix/*.py", "tests/golden/*.py"),
     "tests": (_KERNELS, "tests/kernels/*.py"),
     "experiment": (*_MODEL, "train/experiment/*.py"),
