@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, StaticCache
 
 from cc_model.forward.calls import input_shape
 
 _TOKENS = ("input_ids", "inputs_embeds", "per_layer_inputs")
 _LOCAL = ("linear_attention", "conv")  # masks of these count the call's own tokens
+_PATTERNS = ("layer_types", "sliding_window", "attention_chunk_size")  # by which attention is not causal alone
 # The layer types whose attention reads a mask of this name, besides those of the name itself.
 _HYBRID = {"full_attention": "hybrid", "sliding_attention": "hybrid_sliding"}
 
@@ -76,12 +77,16 @@ class Parts:
             kept["attention_mask"] = {kind: self._cut(kind, part, start, stop, cache) for kind, part in mask.items()}
         elif isinstance(mask, Tensor):
             kept["attention_mask"] = self._cut(None, mask, start, stop, cache)
+        elif isinstance(cache, StaticCache) and not any(getattr(self.config, name, None) for name in _PATTERNS):
+            # The body would make it, but within a compiled run that is another graph than that of padded prompts.
+            kept["attention_mask"] = self._cut(None, None, start, stop, cache)
         return kept
 
     def _cut(self, kind: str | None, mask: Any, start: int, stop: int, cache: Cache | None) -> Any:
         if kind in _LOCAL:
-            return None if mask is None else mask[:, start:stop]
-        if kind not in self.whole:  # of the caller, for all keys
+            # As in the decode steps: whether a mask is there would be another graph.
+            return None if mask is None or stop - start == 1 else mask[:, start:stop]
+        if mask is not None and kind not in self.whole:  # of the caller, for all keys
             return mask[:, : mask.shape[1] - (self.length - stop)]
         keys, first = (stop, 0) if cache is None else cache.get_mask_sizes(stop - start, self.layer_of(kind))
         if mask is None:
