@@ -18,7 +18,7 @@ from cc_model.forward.calls import input_shape
 
 _TOKENS = ("input_ids", "inputs_embeds", "per_layer_inputs")
 _LOCAL = ("linear_attention", "conv")  # masks of these count the call's own tokens
-_PATTERNS = ("layer_types", "sliding_window", "attention_chunk_size")  # by which attention is not causal alone
+_PATTERNS = ("layer_types", "sliding_window", "attention_chunk_size")  # where attention is not causal alone
 # The layer types whose attention reads a mask of this name, besides those of the name itself.
 _HYBRID = {"full_attention": "hybrid", "sliding_attention": "hybrid_sliding"}
 
@@ -30,11 +30,14 @@ class Parts:
         named: the arguments.
         config: of the decoder body.
         cache: that the runs will use; None for one that a run makes.
+        compiled: whether decode steps are compiled, which then get ready masks, too.
     """
 
-    def __init__(self, named: dict[str, Any], config: Any, cache: Cache | None) -> None:
+    def __init__(self, named: dict[str, Any], config: Any, cache: Cache | None, compiled: bool = False) -> None:
         self.named = named
+        self.compiled = compiled
         self.config = config.get_text_config(decoder=True)
+        self.causal = not any(getattr(self.config, name, None) for name in _PATTERNS)
         self.rows, self.length = input_shape(named)
         self.whole: dict[str | None, tuple[int, int]] = {}
         for kind, _ in self.ready_masks():
@@ -77,8 +80,8 @@ class Parts:
             kept["attention_mask"] = {kind: self._cut(kind, part, start, stop, cache) for kind, part in mask.items()}
         elif isinstance(mask, Tensor):
             kept["attention_mask"] = self._cut(None, mask, start, stop, cache)
-        elif isinstance(cache, StaticCache) and not any(getattr(self.config, name, None) for name in _PATTERNS):
-            # The body would make it, but within a compiled run that is another graph than that of padded prompts.
+        elif self.compiled and isinstance(cache, StaticCache) and self.causal:
+            # The body would make it, but within the compiled run: that is another graph than that of padded prompts.
             kept["attention_mask"] = self._cut(None, None, start, stop, cache)
         return kept
 

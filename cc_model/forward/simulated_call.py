@@ -85,7 +85,7 @@ class SimulatedCall(ConnectedCall):
     ) -> BodyOutput:
         """One run of all tokens, of which the cache drops those from `start` on."""
         length, cache = self.length, named[CACHE]
-        parts = Parts(named, body.config, cache)
+        parts = Parts(named, body.config, cache, self.compile_config is not None)
         capture = CapturePass(flat_rows(index, length), self.slots, body, self.reads(body, named, start))
         first = self.captured(stock, {**named, "use_cache": True}, capture)
         roll_back(cache, length - start)
@@ -98,7 +98,7 @@ class SimulatedCall(ConnectedCall):
     def in_two_parts(self, body: Any, stock: Body, named: dict[str, Any], index: Tensor, start: int) -> BodyOutput:
         """The tokens before `start`; the others with capture; then the cache as it was at `start`, and these again."""
         length, cache = self.length, named.get(CACHE)
-        parts = Parts(named, body.config, cache)
+        parts = Parts(named, body.config, cache, self.compile_config is not None)
         first = None
         if start:
             before = {**parts.tokens(0, start, cache), "use_cache": True}
