@@ -49,6 +49,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "translations": _TRAIN,
     "infer": _INFER,
     "static": _INFER,
+    "prefix": _INFER,
     "curve": _INFER,
     "run": (*_MODEL, "benchmarks/train_run.py"),
     "fit": ("cc_model/matrix/*.py", "cc_model/forward/bank.py", "benchmarks/fit_matrix.py"),

@@ -203,9 +203,9 @@ def test_padding_behind_the_first_connection(cached):
     assert_same(*both_ways(model, run))
 
 
-@pytest.mark.parametrize("length", [1, 2, 17])
+@pytest.mark.parametrize("length", [1, 2, WINDOW, WINDOW + 1])
 def test_short_prompts(cached, length):
-    """A prompt of one token, of two, and one longer than a window by one."""
+    """A prompt of one token, of two, as long as a window, and longer by one."""
     _, model, make, _ = cached
     ids = torch.randint(200, (2, length), generator=torch.Generator().manual_seed(length))
     assert_same(*both_ways(model, lambda: model.generate(ids, **options(make()))))
