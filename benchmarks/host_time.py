@@ -139,17 +139,27 @@ class _NotLaunched:
         return lambda *values: None
 
 
+def _zeros(like: Tensor, device: torch.device) -> Callable[[], Tensor]:
+    """Allocates as a launch does, and returns zeros: a CPU computes more slowly with what memory happens to hold."""
+    allocate, zeros = _ALLOCATION(like, device), torch.zeros_like(like, device=device)
+    return lambda: (allocate(), zeros.detach())[1]
+
+
+_ALLOCATION = launching.allocation
+
+
 @contextmanager
 def _without_launches() -> Iterator[None]:
     """Our kernels are called on CPU tensors and everything happens but the launch, for which there is no GPU."""
     direct, through_triton, serves = launching.DIRECT, launching.through_triton, backend.triton_serves
     launching.DIRECT, backend.triton_serves = frozenset({"cpu"}), lambda op, device: True
-    launching.through_triton = lambda kernel, grid, arguments: _NotLaunched()
+    launching.through_triton, launching.allocation = lambda kernel, grid, arguments: _NotLaunched(), _zeros
     launching.forget()
     try:
         yield
     finally:
         launching.DIRECT, launching.through_triton, backend.triton_serves = direct, through_triton, serves
+        launching.allocation = _ALLOCATION
         launching.forget()
 
 

@@ -165,7 +165,7 @@ class Profile:
             progress=say,
             keep=partial(self.keep, "train"),
         )
-        absent = {kind.name: {"refused": "not installed"} for kind in self.kinds if not kind.available}
+        absent = {kind.name: {"refused": kind.unavailable} for kind in self.kinds if not kind.available}
         return {**found, "modes": {**found["modes"], **absent}}
 
     def translations(self, deadline: float, trace: str | None) -> list[dict[str, Any]]:

@@ -32,6 +32,9 @@ def _no_derivative(name: str, ctx: Any, *grads: Any) -> Any:
     )
 
 
+DIFFERENTIABLE = "cc_differentiable"  # on what `define` returns: the implementation, and a call of it with a derivative
+
+
 def define(
     schema: str,
     implementation: Callable[..., Any],
@@ -62,7 +65,7 @@ def define(
     if functional:
         torch.library.register_autograd(qualified, derivative, setup_context=save, lib=_LIBRARY)
     operator = getattr(torch.ops.cc_kernels, name).default
-    differentiable = None if backward is None or save is None else _function(implementation, backward, save)
+    differentiable = None if backward is None or save is None else _function(backward, save)
     transformed = _transformed(operator, derivative, save or _save_nothing)
 
     def call(*arguments: Any) -> Any:
@@ -78,9 +81,10 @@ def define(
         if without_kernels and not INTERPRETED and "cpu" not in launching.DIRECT:
             return operator(*arguments)  # which runs the reference
         if needs_grad and torch.is_grad_enabled():
-            return operator(*arguments) if differentiable is None else differentiable(*arguments)
+            return operator(*arguments) if differentiable is None else differentiable(*arguments, implementation)
         return implementation(*arguments)
 
+    setattr(call, DIFFERENTIABLE, (implementation, differentiable))
     return call
 
 
@@ -115,21 +119,20 @@ def is_transformed() -> bool:
     return not torch.compiler.is_compiling() and _transform is not None and _transform() is not None
 
 
-def _function(
-    implementation: Callable[..., Any], derivative: Callable[..., Any], save: Callable[..., None]
-) -> Callable[..., Any]:
-    """`implementation` with its derivative, as `torch.library.register_autograd` takes them."""
+def _function(derivative: Callable[..., Any], save: Callable[..., None]) -> Callable[..., Any]:
+    """An operator with its derivative, as `register_autograd` takes them; what launches it is the last argument."""
 
     class Differentiable(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, *arguments: Any) -> Any:
-            output = implementation(*arguments)
+        def forward(ctx: Any, *given: Any) -> Any:
+            arguments = given[:-1]
+            output = given[-1](*arguments)
             save(ctx, arguments, output)
             return output
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
-            return derivative(ctx, *grads)
+            return *derivative(ctx, *grads), None
 
     # The base class's: that of `Function` looks for transforms of torch.func, which the caller has done.
     return super(torch.autograd.Function, Differentiable).apply

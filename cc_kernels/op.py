@@ -18,7 +18,7 @@ from torch.nn import Parameter
 from cc_kernels import backend
 from cc_kernels.launch import Prepared, launching
 from cc_kernels.launch.launching import Kind, Plan, cache, kind_of
-from cc_kernels.library import is_observed
+from cc_kernels.library import DIFFERENTIABLE, is_observed
 
 
 class Op:
@@ -45,11 +45,14 @@ class Op:
         self.name, self.check, self.reference, self.launches = name, check, reference, launches
         self.pays, self.trace = pays, trace
         self.triton: Callable[..., Any] = backend.registered(name) or reference
+        implementation, differentiable = getattr(self.triton, DIFFERENTIABLE, (None, None))
+        # Where a call with gradients launches the same, its plan serves, too.
+        self.differentiable = differentiable if implementation is launches else None
         self.settled: dict[tuple[str, Kind], Plan | None] = cache()
 
     def __call__(self, *arguments: Any) -> Any:
         """The op's results. Arguments are given in order, with all defaults."""
-        if torch.compiler.is_compiling() or not self.settled or is_observed():
+        if is_observed() or not self.settled:
             return self._checked(arguments)
         try:
             kind, tensors, addresses, requires_grad = kind_of(arguments)
@@ -57,7 +60,9 @@ class Op:
         except (KeyError, RuntimeError, TypeError):  # of a new kind; or no tensors, or tensors without memory
             return self._checked(arguments)
         if requires_grad and torch.is_grad_enabled():
-            return self.triton(*arguments)
+            if plan is None or self.differentiable is None:
+                return self.triton(*arguments)
+            return self.differentiable(*arguments, lambda *_: plan.run(tensors, addresses))
         return self._checked(arguments) if plan is None else plan.run(tensors, addresses)
 
     def _checked(self, arguments: tuple[Any, ...]) -> Any:
@@ -74,12 +79,10 @@ class Op:
     def _settle(self, arguments: tuple[Any, ...]) -> Any:
         """Run the kernels, and remember that arguments of this kind were checked and which launches they lead to."""
         kind, _, _, requires_grad = kind_of(arguments)
-        plan = None
-        if self.launches is None or (requires_grad and torch.is_grad_enabled()):
-            output = self.triton(*arguments)
-        else:
-            output = self.launches(*arguments)
-            plan = self.launches.plans.get(kind)
+        with_gradient = requires_grad and torch.is_grad_enabled()
+        output = (self.triton if with_gradient or self.launches is None else self.launches)(*arguments)
+        prepared = self.launches if self.differentiable is not None or not with_gradient else None
+        plan = None if prepared is None else prepared.plans.get(kind)
         if arguments[0].device.type in launching.DIRECT:
             if len(self.settled) >= launching.MOST_PLANS:
                 self.settled.clear()

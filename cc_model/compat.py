@@ -49,8 +49,10 @@ def with_cache(arguments: Mapping[str, Any], cache: Cache | None) -> dict[str, A
 _MASK_ARGUMENTS = inspect.signature(create_causal_mask).parameters
 
 
-def causal_mask(config: Any, embeds: Tensor, mask: Tensor, position_ids: Tensor | None) -> Any:
-    """transformers' own causal mask for tokens `embeds` `(B, T, d)` without a cache, `mask` `(B, T)` 0 at padding.
+def causal_mask(config: Any, embeds: Tensor, mask: Tensor | None, position_ids: Tensor | None) -> Any:
+    """transformers' own causal mask for tokens `embeds` `(B, T, d)` without a cache.
+
+    `mask` `(B, T)` is 0 at padding; without one, packed rows are found by `position_ids` `(B, T)` that restart.
 
     Returns:
         `(B, 1, T, T)`, or None where the attention needs none.

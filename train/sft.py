@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from cc_model import use_pivot_graph
 from cc_model.data.collator import ParallelCollator
 from cc_model.files import write_text
 from cc_model.integrations.trainer import CCTrainer, SimulatedTraining
@@ -106,6 +107,8 @@ def run_sft(
         tokenizer, **asdict(token_options), share_pivots=arguments.share_pivots, loss_only=arguments.loss_only
     )
     set_end_of_turn(model, collator)
+    if model_options.method == "cc" and arguments.pivot_graph:
+        use_pivot_graph(model)
     rows, eval_rows = _checked(rows, eval_rows, collator, arguments)
     trainer = make_trainer(model, collator, rows, arguments, eval_rows, model_options.method, console)
     trainer.add_callback(KeepOptions(options))

@@ -12,7 +12,7 @@ from benchmarks.baselines.compiled import CompiledHooks, CompiledOurs, CompiledV
 from benchmarks.baselines.hooks import Hooks
 from benchmarks.baselines.interventions import NNsight
 from benchmarks.baselines.labelled import VanillaLossOnly, VanillaTRL
-from benchmarks.baselines.ours import Ours, OursPlain, OursUnshared
+from benchmarks.baselines.ours import Ours, OursGraph, OursPlain, OursUnshared
 from benchmarks.baselines.published import Published
 from benchmarks.measure.models import twin
 
@@ -26,6 +26,7 @@ MODES: tuple[type[Mode], ...] = (
     Hooks,
     NNsight,
     Ours,
+    OursGraph,
     OursUnshared,
     OursPlain,
     CompiledVanilla,

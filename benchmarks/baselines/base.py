@@ -101,7 +101,8 @@ class Mode:
 
     name: str
     connects = True
-    available = True  # whether what it needs is installed
+    available = True  # whether what it needs is there
+    unavailable = "not installed"  # why, where it is not
     compiles = False  # with torch.compile, so that the first calls take long
 
     def __init__(self, model: Any, maker: nn.Parameter, matrix: Tensor, pivot_grad: bool = False) -> None:

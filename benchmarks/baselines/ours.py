@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.baselines.base import Batch, Mode
-from cc_model import CCConfig, patch_model
+from cc_model import CCConfig, patch_model, use_pivot_graph
 
 
 class Ours(Mode):
@@ -43,6 +43,18 @@ class Ours(Mode):
         if noise is not None:
             options["gumbel_noise"] = noise
         return self.stock_generate(ids, new_tokens, **options)
+
+
+class OursGraph(Ours):
+    """The same with the English pass as a CUDA graph."""
+
+    name = "ours-graph"
+    available = torch.cuda.is_available()
+    unavailable = "needs a GPU"
+
+    def __init__(self, model: Any, maker: nn.Parameter, matrix: Tensor, pivot_grad: bool = False) -> None:
+        super().__init__(model, maker, matrix, pivot_grad)
+        use_pivot_graph(model)
 
 
 class OursUnshared(Ours):

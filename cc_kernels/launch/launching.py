@@ -97,6 +97,11 @@ def forget() -> None:
         plans.clear()
 
 
+def allocation(like: Tensor, device: torch.device) -> Callable[[], Tensor]:
+    """What allocates a tensor on `device` of the shape, strides and dtype of another."""
+    return partial(torch.empty_strided, tuple(like.shape), like.stride(), dtype=like.dtype, device=device)
+
+
 @dataclass
 class _Step:
     """One launch of a plan: what starts the compiled kernel, which addresses it gets, and its other arguments."""
@@ -116,10 +121,7 @@ class Plan:
         tensors = [*stand_ins, *recording.allocated]
         positions = {id(x): position for position, x in enumerate(tensors)}
         memory = {x.untyped_storage()._cdata: position for position, x in enumerate(tensors)}
-        self.allocations = [
-            partial(torch.empty_strided, tuple(x.shape), x.stride(), dtype=x.dtype, device=device)
-            for x in recording.allocated
-        ]
+        self.allocations = [allocation(x, device) for x in recording.allocated]
         self.steps = [
             _step(launched, kernel, memory, len(tensors)) for launched, kernel in zip(recording.launches, compiled)
         ]
@@ -128,6 +130,9 @@ class Plan:
         results = result if self.several else () if result is None else (result,)
         self.results = [positions[id(x)] for x in results]
         self.index = device.index if device.type == "cuda" and torch.cuda.device_count() > 1 else None
+        shape = len(self.allocations), len(self.steps), self.results, self.written, self.index
+        if shape == (1, 1, [len(stand_ins)], [], None) and not self.several:
+            self.run = _one_result(self.allocations[0], self.steps[0], len(stand_ins))  # type: ignore[method-assign]
 
     def run(self, tensors: list[Tensor], addresses: list[int | None]) -> Any:
         """Do it again for tensors of the same kind, whose addresses are given."""
@@ -149,6 +154,28 @@ class Plan:
     def _start(self, addresses: list[int | None]) -> None:
         for step in self.steps:
             step.start(*[addresses[position] for position in step.operands], *step.rest)
+
+
+def _one_result(allocate: Callable[[], Tensor], step: _Step, inputs: int) -> Callable[..., Tensor]:
+    """`Plan.run` of most plans, which return what one launch fills: short, since Python is slow where it is cold."""
+    start, rest = step.start, step.rest
+    if step.operands == tuple(range(inputs + 1)):
+
+        def in_order(tensors: list[Tensor], addresses: list[int | None]) -> Tensor:
+            result = allocate()
+            start(*addresses, result.data_ptr(), *rest)
+            return result
+
+        return in_order
+    operands = step.operands
+
+    def run(tensors: list[Tensor], addresses: list[int | None]) -> Tensor:
+        result = allocate()
+        addresses += (result.data_ptr(), None)
+        start(*[addresses[position] for position in operands], *rest)
+        return result
+
+    return run
 
 
 def _step(launched: Launch, compiled: Any, memory: dict[int, int], absent: int) -> _Step:

@@ -15,7 +15,8 @@ def refuse_other_modalities(arguments: Mapping[str, Any]) -> None:
         NotImplementedError: an argument holds pictures, films or sounds; the message names it.
     """
     for name, value in arguments.items():
-        if value is not None and value != {} and name.startswith(_PREFIXES):  # `generate` hands an empty dict on
+        # `generate` hands an empty dict on; comparing tensors is slow, so names come first.
+        if name.startswith(_PREFIXES) and value is not None and value != {}:
             raise NotImplementedError(
                 f"{name}: expected text alone, got {type(value).__name__}; the connection is not defined for other "
                 "modalities. Leave it out, or wrap the call in cc_model.connection_disabled(model)"

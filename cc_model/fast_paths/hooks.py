@@ -48,6 +48,13 @@ def owns_output(block: Any) -> bool:
 def numbers_are_observed(module: nn.Module) -> bool:
     """Whether a hook on `module`, of any kind, may read its numbers."""
     attributes = module.__dict__
+    if not (  # written out, because it is asked of every module of a model
+        attributes["_forward_hooks"]
+        or attributes["_forward_pre_hooks"]
+        or attributes["_backward_hooks"]
+        or attributes["_backward_pre_hooks"]
+    ):
+        return False
     return any(attributes[kind] and not _are_harmless(attributes[kind].values()) for kind in _ALL)
 
 

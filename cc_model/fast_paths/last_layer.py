@@ -26,7 +26,7 @@ def narrow_obstacle(body: Any) -> str | None:
     """Why the last layer of the decoder `body` must run on all tokens; None when the captured ones are enough."""
     spec = SPECS[body.config.model_type]
     layer = attrgetter(spec.layers)(body)[-1]
-    block = block_of(layer, spec)
+    block, addend = block_of(layer, spec), addend_of(layer, spec)
     if torch.compiler.is_compiling() or layer._compiled_call_impl is not None:
         return "it is compiled, and would cost a graph of its own"
     if global_hooks():
@@ -36,7 +36,6 @@ def narrow_obstacle(body: Any) -> str | None:
             return f"a hook is registered on {type(module).__name__}"
         if has_own_forward(module):
             return f"{type(module).__name__} has a forward of its own"
-    addend = addend_of(layer, spec)
     if addend is not block:
         return f"the layer adds the output of {type(addend).__name__} after it"
     if getattr(block, "cc_fused", None) is None:

@@ -1,8 +1,8 @@
-"""The main pass's attention mask, made before the pivot pass.
+"""The main pass's attention mask, settled before the pivot pass.
 
-From a 2-dimensional mask transformers makes the causal one in every pass, and asks the device whether any token is
-padding. Asked in the main pass, when the pivot pass is queued, the host would wait for all of that pass. So the mask is
-made first and handed over ready.
+transformers asks the device about the mask in every pass: whether a 2-dimensional one has padding, and, where there is
+neither mask nor cache, whether the positions are those of packed rows. Asked in the main pass, when the pivot pass is
+queued, the host would wait for all of that pass. So it is asked first, and the main pass gets the answer.
 """
 
 from __future__ import annotations
@@ -11,28 +11,53 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicCache
 
-from cc_model.compat import cache_of, causal_mask
+from cc_model.compat import CACHE, causal_mask
+from cc_model.forward.calls import BodyOutput
+
+
+class _KeepsNothing(DynamicCache):
+    """A cache that stays empty. Where there is one, the stock model takes it that no rows are packed."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The keys and values of the call itself."""
+        return key_states, value_states
+
+
+_EMPTY = _KeepsNothing()  # one for all: it holds nothing
 
 
 def with_ready_mask(body: Any, named: dict[str, Any], embeds: Tensor) -> dict[str, Any]:
-    """`named` with the mask that the body would make of its 2-dimensional one, or as it is where that is not known.
+    """`named` with the mask that the body would make, or as it is where that is not known.
 
-    A mask that is not needed becomes None, but only in a pass that keeps a cache: without one and without a mask,
-    transformers looks for packed rows, and asks the device for that.
+    A mask that is not needed becomes None. Without one the body must not look for packed rows, so it gets a cache that
+    keeps nothing where it has none of its own; `without_empty_cache` takes that from the output.
     """
-    mask = named.get("attention_mask")
-    if not (isinstance(mask, Tensor) and mask.ndim == 2 and makes_one_mask(body)) or cache_of(named) is not None:
+    mask, positions = named.get("attention_mask"), named.get("position_ids")
+    known = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)
+    if not known or named.get(CACHE) is not None or not makes_one_mask(body):
         return named
-    if torch.compiler.is_compiling():  # nobody waits there
+    if torch.compiler.is_compiling() or body.layers[0]._compiled_call_impl is not None:  # nobody waits there
         return named
-    ready = causal_mask(body.config, embeds, mask, named.get("position_ids"))
-    if ready is None:
-        use_cache = named.get("use_cache")
-        keeps = body.config.use_cache if use_cache is None else use_cache
-        if not keeps or getattr(body, "gradient_checkpointing", False):
-            return named
-    return {**named, "attention_mask": ready}
+    use_cache = named.get("use_cache")
+    keeps = body.config.use_cache if use_cache is None else use_cache
+    # Without a mask, packed rows are looked for only where positions are given and there is no cache.
+    asks = mask is not None or (positions is not None and not keeps)
+    ready = causal_mask(body.config, embeds, mask, positions) if asks else None
+    if ready is not None:
+        return {**named, "attention_mask": ready}
+    if getattr(body, "gradient_checkpointing", False):  # where a cache is taken out again, with a warning
+        return named
+    main = {**named, "attention_mask": None}
+    return main if keeps else {**main, CACHE: _EMPTY}
+
+
+def without_empty_cache(output: BodyOutput) -> BodyOutput:
+    """The body's output without the cache that `with_ready_mask` gave it."""
+    if output.get(CACHE) is not _EMPTY:
+        return output
+    return type(output)(**{name: value for name, value in output.items() if name != CACHE})
 
 
 def makes_one_mask(body: Any) -> bool:
@@ -49,4 +74,4 @@ def makes_one_mask(body: Any) -> bool:
     return all(kind == "full_attention" for kind in kinds)
 
 
-__all__ = ["makes_one_mask", "with_ready_mask"]
+__all__ = ["makes_one_mask", "with_ready_mask", "without_empty_cache"]

@@ -31,7 +31,7 @@ from cc_model.forward.calls import (
     token_embeddings,
     with_embeddings,
 )
-from cc_model.forward.masks import with_ready_mask
+from cc_model.forward.masks import with_ready_mask, without_empty_cache
 from cc_model.forward.passes import CapturePass, InjectPass, LayerSlot
 from cc_model.forward.reentrant import carried, uses_reentrant_checkpointing
 
@@ -88,7 +88,7 @@ class PivotCall(ConnectedCall):
         injection = InjectPass(added_at, update)
         output = stock(**with_embeddings(body, main, embeds), cc_pass=injection)
         injection.check()
-        return output
+        return without_empty_cache(output)
 
     def located(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """The connected tokens in the flattened `(B * T)` axis, and which of them are in range."""

@@ -44,7 +44,7 @@ def replayed_bank(
             return bank_of(body, stock, slots, buffers)
 
     bank = graphs.run(work.state, autocast, (ids, mask, tokens), call)
-    graphs.reason = graphs.failure
+    graphs.reason = graphs.failure or graphs.reason
     return bank
 
 

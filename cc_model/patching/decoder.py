@@ -24,6 +24,7 @@ from cc_model.fast_paths.fused import GELU_TANH, SILU, FusedBlock
 from cc_model.fast_paths.product import computes_again, without_product
 from cc_model.forward.calls import PlainCall
 from cc_model.forward.passes import LayerSlot, active
+from cc_model.patching.projection import project
 
 
 class _Beside(threading.local):
@@ -150,9 +151,9 @@ class PatchedFeedForward:
     cc_computes_again = False  # see `cc_model.save_memory`
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """`down(act(gate(x)) * up(x))`. Projections are called as modules: adapters and hooks stay in effect.
+        """`down(act(gate(x)) * up(x))`. Projections to which anything is attached are called as modules.
 
-        Only for a few tokens at inference, where nothing is attached to them, one kernel reads their weights itself.
+        So adapters and hooks stay in effect. For a few tokens at inference one kernel reads gate's and up's weights.
         """
         if self.cc_fused is None:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
@@ -168,13 +169,13 @@ class PatchedFeedForward:
         inference = fused.activation == SILU and not (self.training or torch.is_grad_enabled())
         if inference and triton_serves(OP, x.device) and streams_weights(gate, up, x):
             inner = gate_up_swiglu(x.reshape(-1, x.shape[-1]), *halves(gate, up))
-            return down(inner.view(*x.shape[:-1], inner.shape[-1]))
-        gated, raised = (gate(x), up(x)) if up is not None else gate(x).chunk(2, dim=-1)
+            return project(down, inner.view(*x.shape[:-1], inner.shape[-1]))
+        gated, raised = (project(gate, x), project(up, x)) if up is not None else project(gate, x).chunk(2, dim=-1)
         inner = _product(gated, raised, fused.activation)
         if self.cc_computes_again and computes_again(inner, down):
             with without_product(inner, partial(_product, gated.detach(), raised.detach(), fused.activation)):
                 return down(inner)
-        return down(inner)
+        return project(down, inner)
 
 
 def _product(gated: Tensor, raised: Tensor, activation: str) -> Tensor:

@@ -256,6 +256,36 @@ def test_an_op_checks_arguments_of_a_known_kind_once(direct, monkeypatch):
     assert len(checked) == 3
 
 
+def test_a_call_with_a_gradient_repeats_the_launches_of_its_kind(direct, monkeypatch):
+    """The same plan serves calls with and without a gradient; the derivative is the operator's."""
+    kernel, checked, saved = Kernel(), [], []
+    launcher = launcher_of(kernel)
+    call = library.define(
+        "launched_for_a_test(Tensor x) -> Tensor",
+        launcher,
+        fake=torch.empty_like,
+        reference=torch.clone,
+        backward=lambda ctx, grad: (3 * grad if ctx.needs_input_grad == (True, False) else None,),
+        save=lambda ctx, arguments, output: saved.append((arguments, output)),
+    )
+    monkeypatch.setitem(backend._triton_implementations, "launched_for_a_test", call)
+    monkeypatch.setattr(backend, "triton_serves", lambda op, device: True)
+    op = Op("launched_for_a_test", lambda x: checked.append(x), torch.clone, launcher)
+    for number in range(3):
+        x = torch.zeros(8, requires_grad=True)
+        output = op(x)
+        # From now on the op has the plan itself; the launcher is not asked for it.
+        monkeypatch.setattr(type(launcher), "__call__", lambda *given: pytest.fail("the launcher was called"))
+        (gradient,) = torch.autograd.grad(output.sum(), x)
+        assert torch.equal(gradient, torch.full((8,), 3.0))
+        assert len(saved) == number + 1
+        assert saved[-1][0] == (x,)
+    with torch.no_grad():
+        assert not op(x).requires_grad
+    assert op(x.detach()).grad_fn is None
+    assert (len(checked), kernel.asked, len(kernel.compiled[0].starts), len(saved)) == (1, 1, 4, 3)
+
+
 def test_an_op_checks_what_has_no_kind(direct, monkeypatch):
     kernel, checked = Kernel(), []
     op = op_of(kernel, monkeypatch, checked)

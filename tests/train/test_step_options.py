@@ -7,6 +7,7 @@ import pytest
 import torch
 from test_resume_options import SHAPE
 
+from cc_model import report
 from cc_model.data.collator import ParallelCollator
 from cc_model.integrations.trainer import STOCK_KEYS, CCTrainer, PlainCollator, histogram
 from train.common.arguments import CollatorArguments, DataArguments, ModelArguments, SftArguments, parse
@@ -14,7 +15,7 @@ from train.common.training import check_training
 from train.data import build_rows
 from train.sft import main, run_sft
 
-OFF = ("--share_pivots", "false", "--loss_only", "false")
+OFF = ("--share_pivots", "false", "--loss_only", "false", "--pivot_graph", "false")
 LANGUAGES = ("de", "es", "fr", "ja")
 
 
@@ -70,6 +71,8 @@ def test_the_switches_change_no_number(options, packed):
     off = run(options("--packed", packed, *OFF, out="off"))
     assert (ours.data_collator.share_pivots, ours.data_collator.loss_only) == (True, True)
     assert (off.data_collator.share_pivots, off.data_collator.loss_only) == (False, False)
+    assert report(ours.model).notes[-1].startswith("pivot graph: not used (the model is on cpu")
+    assert not any("pivot graph" in note for note in report(off.model).notes)
     found, expected = logged(ours), logged(off)
     assert [entry["loss"] for entry in found] == pytest.approx([entry["loss"] for entry in expected], abs=1e-5)
     assert [histogram(entry) for entry in found] == [histogram(entry) for entry in expected]

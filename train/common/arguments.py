@@ -113,6 +113,9 @@ class SftArguments(TrainingArguments):
     )
     share_pivots: bool = option(True, "Read each distinct English prompt of a batch once; the numbers stay the same.")
     loss_only: bool = option(True, "Run head and loss where there is a label alone; the numbers stay the same.")
+    pivot_graph: bool = option(
+        True, "On a GPU, replay the pass over the English prompts as a CUDA graph; faster, for some memory."
+    )
     translations_per_batch: int | None = option(
         None,
         "Let so many rows of one English prompt follow each other, so that they share its pass; less random order. "
@@ -131,7 +134,7 @@ COMMON = (
     *("output_dir", "learning_rate", "lr_scheduler_type", "warmup_steps", "num_train_epochs", "max_steps"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "bf16", "seed"),
     *("logging_steps", "save_strategy", "save_steps", "save_total_limit", "resume_from_checkpoint", "report_to"),
-    *("bucket_by_length", "share_pivots", "loss_only", "translations_per_batch"),
+    *("bucket_by_length", "share_pivots", "loss_only", "pivot_graph", "translations_per_batch"),
     *("eval_strategy", "overwrite", "use_cpu", "deepspeed"),
 )
 

@@ -50,7 +50,7 @@ def options_of(
 ) -> dict[str, Any]:
     """What is kept of the options: which model, which rows in which order, and how rows become tokens.
 
-    How fast a step is (`share_pivots`, `loss_only`) is not: the model is the same either way.
+    How fast a step is (`share_pivots`, `loss_only`, `pivot_graph`) is not: the model is the same either way.
     """
     order = {name: getattr(training, name) for name in ORDER}
     return {"model": asdict(model), "data": asdict(data), "collator": asdict(tokens), "order": order}

@@ -148,13 +148,32 @@ def test_buckets(shape, expected):
     assert bucket(*shape) == expected
 
 
-def test_the_least_recently_used_bucket_goes():
+def test_the_least_recently_used_bucket_goes(monkeypatch):
+    monkeypatch.setattr(pivot_graph, "PASSES_PER_CAPTURE", 1)
     _, model = pair()
     use_pivot_graph(model, most_buckets=2)
     for rows, captures in ((1, 1), (2, 2), (1, 2), (4, 3), (1, 3), (2, 4)):
         pivot_bank(model, prompts(rows))
         assert graphs_of(model).captures == captures, rows
     assert [key[:2] for key in graphs_of(model).recorded] == [(1, 64), (2, 64)]
+
+
+def test_shapes_that_change_often_do_not_record_again_and_again():
+    """A capture costs four passes, so where it takes another's place it has to wait for its turn."""
+    _, plain = pair()
+    model = use_pivot_graph(copy.deepcopy(plain), most_buckets=1)
+    for turn in range(1, 40):
+        rows = 1 + turn % 2
+        actual, expected = (pivot_bank(each, prompts(rows)).bank for each in (model, plain))
+        torch.testing.assert_close(actual, expected, **EXACT)
+    graphs = graphs_of(model)
+    assert (graphs.captures, len(graphs.recorded)) == (3, 1)
+    assert graphs.replays == 21
+    recorded = next(iter(graphs.recorded))[0]
+    pivot_bank(model, prompts(3 - recorded))
+    assert graphs.reason == "1 other buckets are recorded, and shapes change often"
+    pivot_bank(model, prompts(recorded))
+    assert graphs.reason is None
 
 
 def moved(model):

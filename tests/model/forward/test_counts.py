@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.measure.counting import SYNCHRONISING, OpCounter
 from cc_model import CCConfig
+from cc_model.compat import cache_of
 
 LAYERS, ROWS, MAIN, PIVOT = 32, 16, 48, 40
 
@@ -65,25 +66,63 @@ class Order(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_nobody_waits_for_the_pivot_pass(side):
-    """Whatever asks the device does so before the first layer of the first pass; the gradients are those without."""
-    _, model = pair("llama", num_hidden_layers=2, attn_implementation="sdpa")
+def padded(side):
     data = inputs()
     padding = slice(0, 3) if side == "left" else slice(-3, None)
     for name in ("attention_mask", "pivot_attention_mask"):
         data[name][::2, padding] = 0
     data["labels"][data["attention_mask"] == 0] = -100
+    return data
+
+
+def without_mask():
+    return {name: value for name, value in inputs().items() if "mask" not in name} | {"use_cache": False}
+
+
+ASKING = {
+    "left padding": padded("left"),
+    "right padding": padded("right"),
+    "full mask": inputs() | {"use_cache": False},
+    "full mask, with a cache": inputs() | {"use_cache": True},
+    "no mask": without_mask(),
+    "positions": without_mask() | {"position_ids": torch.arange(MAIN).expand(ROWS, -1)},
+}
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_nobody_waits_for_the_pivot_pass(name):
+    """Whatever asks the device does so before the first layer of the first pass; the results are those without."""
+    _, model = pair("llama", num_hidden_layers=2, attn_implementation="sdpa")
+    data = ASKING[name]
     model.train()
     with Order() as order:
-        loss = model(**data, gumbel_noise=gumbel(ROWS, 2)).loss
+        output = model(**data, gumbel_noise=gumbel(ROWS, 2))
     assert any(name in SYNCHRONISING for name in order.names), (
         "transformers asks no more: this test has lost its object"
     )
     first_layer = order.names.index("aten.mm.default")
     assert not SYNCHRONISING & set(order.names[first_layer:])
     model.set_attn_implementation("eager")  # which asks nothing, so that its mask is made where it always was
-    torch.testing.assert_close(model(**data, gumbel_noise=gumbel(ROWS, 2)).loss, loss, rtol=0, atol=1e-6)
+    expected = model(**data, gumbel_noise=gumbel(ROWS, 2))
+    torch.testing.assert_close(expected.loss, output.loss, rtol=0, atol=1e-6)
+    assert expected.keys() == output.keys()
+
+
+def test_no_cache_is_shown_that_holds_nothing(architecture):
+    """An output has the cache of the call, and none where the caller asked for none."""
+    stock, model = pair(architecture, num_hidden_layers=2, attn_implementation="sdpa")
+    data = without_mask()
+    main = {name: value for name, value in data.items() if "pivot" not in name}
+    assert cache_of(model(**data)) is None
+    asked = cache_of(model(**{**data, "use_cache": True}))
+    assert asked.get_seq_length() == cache_of(stock(**{**main, "use_cache": True})).get_seq_length() == MAIN
+
+
+def test_checkpointing_is_given_no_cache_to_warn_of(caplog):
+    _, model = pair("llama", num_hidden_layers=2, attn_implementation="sdpa")
+    model.train().gradient_checkpointing_enable({"use_reentrant": False})
+    model(**without_mask()).loss.backward()
+    assert "Caching is incompatible" not in caplog.text
 
 
 def test_positions_with_a_gap_are_no_packed_rows():

@@ -1,0 +1,51 @@
+"""A projection without the call of its module, where nobody would miss the call.
+
+On a small or a fast device the host is what takes time, and the call of a module costs it as much as starting the
+matrix product. A decoder layer calls seven projections; the three of the feed-forward block are ours to call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torch.nn.modules.module as module_hooks
+from torch import Tensor, nn
+
+_FORWARD = nn.Linear.forward  # which other libraries may replace for all modules
+
+
+def project(projection: Any, x: Tensor) -> Tensor:
+    """`projection(x)`. Of exactly `nn.Linear`, without hooks or a `forward` of its own, the product itself."""
+    attributes = projection.__dict__
+    if type(projection) is not nn.Linear or torch.compiler.is_compiling() or _is_watched(attributes):
+        return projection(x)
+    parameters = attributes["_parameters"]
+    weight = parameters.get("weight")
+    if weight is None or "bias" not in parameters:  # a wrapper keeps them as plain attributes
+        return projection(x)
+    return F.linear(x, weight, parameters["bias"])
+
+
+def _is_watched(attributes: dict[str, Any]) -> bool:
+    """Whether somebody sees the call of the `nn.Linear` with these `attributes`, its `__dict__`, or has changed it.
+
+    Written out, because it is asked three times in every layer.
+    """
+    return bool(
+        attributes["_forward_hooks"]
+        or attributes["_forward_pre_hooks"]
+        or attributes["_backward_hooks"]
+        or attributes["_backward_pre_hooks"]
+        or "forward" in attributes
+        or attributes.get("_compiled_call_impl") is not None  # a class attribute until it is compiled
+        or module_hooks._global_forward_hooks
+        or module_hooks._global_forward_pre_hooks
+        or module_hooks._global_backward_hooks
+        or module_hooks._global_backward_pre_hooks
+        or nn.Linear.forward is not _FORWARD
+    )
+
+
+__all__ = ["project"]
