@@ -10,7 +10,6 @@ import torch
 
 from benchmarks import fit_matrix, profile_fusion, train_run
 from benchmarks.baselines import MODES
-from benchmarks.baselines.interventions import NNsight
 from benchmarks.measure.sources import contents
 from benchmarks.show.profile_fusion import failures, plots, tables
 from benchmarks.show.terminal import show
@@ -30,7 +29,7 @@ def profile(tmp_path_factory):
 
 def test_profile(profile):
     record, folder = profile
-    absent = [] if NNsight.available else ["train, nnsight: not installed"]
+    absent = [f"train, {kind.name}: {kind.unavailable}" for kind in MODES if not (kind.available or kind.compiles)]
     assert failures(record) == absent
     assert record["content"] == contents(["train", "infer", "static", "curve", "prefix"])
     modes = {name: mode for name, mode in record["train"]["modes"].items() if "refused" not in mode}
