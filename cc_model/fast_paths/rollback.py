@@ -43,7 +43,7 @@ KEPT = "gets back its state before the connection"
 DummyLayer: Any = getattr(cache_utils, "DummyLayer", None)  # from 5.18 on
 Fp8QuantizedLayer: Any = getattr(cache_utils, "Fp8QuantizedLayer", None)  # from 5.24 on
 
-_DROP = (DynamicLayer, DynamicIndexedLayer, StaticLayer, StaticIndexedLayer, DummyLayer)
+_DROP = frozenset({DynamicLayer, DynamicIndexedLayer, StaticLayer, StaticIndexedLayer, DummyLayer})
 # Layers with a state, and how their attention, where they have any, keeps keys and values.
 ATTENTION_BESIDE: dict[type, type | None] = {
     LinearAttentionLayer: None,
@@ -87,6 +87,8 @@ def ways_of(cache: Cache, new_tokens: int) -> Ways:
     if made is not None and made is not DynamicLayer:
         return second_prefill(f"cache layers of type {made.__name__} cannot be rolled back")
     ways = []
+    if not own_state and _DROP.issuperset(map(type, cache.layers)):
+        return Ways("one prefill", None, (DROPS,) * len(cache.layers))
     for layer in cache.layers:
         way = _way(layer, new_tokens)
         if way is None:
@@ -139,7 +141,10 @@ def is_minimax(cache: Cache) -> bool:
 def roll_back(cache: Cache, count: int) -> None:
     """Drop the newest `count` entries of every layer, in place."""
     for layer in cache.layers:
-        drop(layer, type(layer), count)
+        if type(layer) is DynamicLayer and layer.is_initialized:
+            layer.crop(-count)
+        else:
+            drop(layer, type(layer), count)
 
 
 def drop(layer: Any, kind: Any, count: int) -> None:

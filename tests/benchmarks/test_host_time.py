@@ -89,7 +89,8 @@ def test_goals_read_the_names_of_the_record():
 
 
 LAYERS = 6
-PER_LAYER, PER_STEP = 15, 34  # calls of Python functions that a decode step has beyond a stock one
+PER_LAYER, PER_STEP = 13, 34  # calls of Python functions that a decode step has beyond a stock one
+STEPS, PER_PROMPT = 1.5, 170  # and that the first token has beyond the stock model's: stock decode steps, and a rest
 
 
 def test_python_calls_of_a_decode_step():
@@ -102,6 +103,18 @@ def test_python_calls_of_a_decode_step():
     deeper = decoding.tiny_pair(2 * LAYERS, torch.device("cpu"))
     more = [decoding.calls_per_step(deeper[way], steps).total() / steps for way in decoding.WAYS]
     assert (more[1] - more[0]) - (ours - stock) <= PER_LAYER * LAYERS
+
+
+@pytest.mark.parametrize("layers", [LAYERS, 3 * LAYERS])
+def test_python_calls_to_the_first_token(layers):
+    models = decoding.tiny_pair(layers, torch.device("cpu"))
+    step = decoding.calls_per_step(models["stock"], 4).total() / 4
+    first = []
+    for way in decoding.WAYS:
+        call = decoding.generating(models[way], 1)
+        call()
+        first.append(decoding.python_calls(call).total())
+    assert step < first[1] - first[0] <= STEPS * step + PER_PROMPT
 
 
 def test_counting_of_python_calls():

@@ -9,13 +9,21 @@ import pytest
 import torch
 from families import made
 from transformers import DynamicCache, StaticCache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, StaticLayer
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
 
+from cc_model import connection_disabled
 from cc_model.compat import CACHE
 from cc_model.fast_paths.waiting import StandIn
 from cc_model.forward.simulated_call import SimulatedCall
 
 LENGTH = 40
+WINDOWS = (DynamicSlidingWindowLayer, StaticSlidingWindowLayer)
 
 
 class Stream:
@@ -46,14 +54,21 @@ def offloading(monkeypatch):
     for kind in (CacheLayerMixin, *CacheLayerMixin.__subclasses__()):
         monkeypatch.setattr(kind, "offload", away(True), raising=False)
         monkeypatch.setattr(kind, "prefetch", away(False), raising=False)
-    for kind in (DynamicLayer, StaticLayer):
+    readers = [(kind, "update") for kind in (DynamicLayer, StaticLayer, *WINDOWS)] + [(StandIn, "new_tokens")]
+    for kind, name in readers:
 
-        def update(layer, *args, stock=kind.update, **kwargs):
+        def read(layer, *args, stock=getattr(kind, name), **kwargs):
             if layer.__dict__.get("away"):
                 early.append(layer)
             return stock(layer, *args, **kwargs)
 
-        monkeypatch.setattr(kind, "update", update)
+        monkeypatch.setattr(kind, name, read)
+
+    def made(stand_in, layer, stock=StandIn.__init__):
+        stock(stand_in, layer)
+        stand_in.away = layer.is_initialized and layer.__dict__.get("away", False)
+
+    monkeypatch.setattr(StandIn, "__init__", made)
 
     def start(cache):
         cache.offloading, cache.only_non_sliding, cache.prefetch_stream = True, False, Stream()
@@ -63,9 +78,10 @@ def offloading(monkeypatch):
     return start
 
 
+@pytest.mark.parametrize("past", [0, 20])
 @pytest.mark.parametrize("kind", [DynamicCache, StaticCache])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "ministral", "qwen3_next"])
-def test_offloaded(offloading, family, kind, monkeypatch):
+def test_offloaded(offloading, family, kind, past, monkeypatch):
     _, model = made(family)
     ids = torch.randint(200, (2, LENGTH), generator=torch.Generator().manual_seed(0))
 
@@ -73,8 +89,10 @@ def test_offloaded(offloading, family, kind, monkeypatch):
         cache = kind(config=model.config, **({"max_cache_len": LENGTH + 8} if kind is StaticCache else {}))
         cache = offloading(cache) if offloads else cache
         named = {"max_new_tokens": 5, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
-        with torch.no_grad():
-            output = model.generate(ids, **{CACHE: cache}, **named)
+        if past:
+            with connection_disabled(model), torch.no_grad():
+                model(ids[:, :past], use_cache=True, **{CACHE: cache})
+        output = model.generate(ids, **{CACHE: cache}, **named)
         assert not any(isinstance(layer, StandIn) for layer in cache.layers)
         return output
 
