@@ -54,15 +54,18 @@ def offloading(monkeypatch):
     for kind in (CacheLayerMixin, *CacheLayerMixin.__subclasses__()):
         monkeypatch.setattr(kind, "offload", away(True), raising=False)
         monkeypatch.setattr(kind, "prefetch", away(False), raising=False)
-    readers = [(kind, "update") for kind in (DynamicLayer, StaticLayer, *WINDOWS)] + [(StandIn, "new_tokens")]
-    for kind, name in readers:
 
-        def read(layer, *args, stock=getattr(kind, name), **kwargs):
+    def watched(stock):
+        def read(layer, *args, **kwargs):
             if layer.__dict__.get("away"):
                 early.append(layer)
             return stock(layer, *args, **kwargs)
 
-        monkeypatch.setattr(kind, name, read)
+        return read
+
+    for kind in (DynamicLayer, StaticLayer, *WINDOWS):
+        monkeypatch.setattr(kind, "update", watched(kind.update))
+    monkeypatch.setattr(StandIn, "new_tokens", watched(StandIn.new_tokens))
 
     def made(stand_in, layer, stock=StandIn.__init__):
         stock(stand_in, layer)
