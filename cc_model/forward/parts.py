@@ -20,7 +20,7 @@ _TOKENS = ("input_ids", "inputs_embeds", "per_layer_inputs")
 _LOCAL = ("linear_attention", "conv")  # masks of these count the call's own tokens
 _PATTERNS = ("layer_types", "sliding_window", "attention_chunk_size")  # where attention is not causal alone
 # The layer types whose attention reads a mask of this name, besides those of the name itself.
-_HYBRID = {"full_attention": "hybrid", "sliding_attention": "hybrid_sliding"}
+_HYBRID = {"full_attention": "hybrid", "sliding_attention": "hybrid_sliding", "chunked_attention": None}
 
 
 class Parts:
@@ -40,30 +40,31 @@ class Parts:
         self.causal = not any(getattr(self.config, name, None) for name in _PATTERNS)
         self.rows, self.length = input_shape(named)
         self.whole: dict[str | None, tuple[int, int]] = {}
-        for kind, _ in self.ready_masks():
-            sizes = (self.length, 0)
-            self.whole[kind] = sizes if cache is None else cache.get_mask_sizes(self.length, self.layer_of(kind))
+        self.layers = {kind: self.layer_of(kind) for kind in self.ready_masks()}
+        for kind, layer in self.layers.items():
+            if layer is not None:
+                self.whole[kind] = (self.length, 0) if cache is None else cache.get_mask_sizes(self.length, layer)
 
-    def ready_masks(self) -> list[tuple[str | None, Tensor | None]]:
-        """The masks that stand for pairs of tokens, by the type of the layers that read them; None: of all."""
+    def ready_masks(self) -> list[str | None]:
+        """The types of layers for which there is a mask of pairs of tokens; None: one for all layers."""
         mask = self.named.get("attention_mask")
         if isinstance(mask, Mapping):
-            return [(kind, part) for kind, part in mask.items() if kind not in _LOCAL]
-        return [(None, mask)] if isinstance(mask, Tensor) and mask.ndim == 4 else []
+            return [kind for kind in mask if kind not in _LOCAL]
+        return [None] if isinstance(mask, Tensor) and mask.ndim == 4 else []
 
-    def layer_of(self, kind: str | None) -> int:
-        """The first layer that reads the mask of this type.
+    def layer_of(self, kind: str | None) -> int | None:
+        """The first layer that reads the mask of this type; None where no layer of this model does.
 
         Raises:
-            ValueError: no layer of the config does.
+            ValueError: layers of a type that is not known here may read it.
         """
         kinds = getattr(self.config, "layer_types", None)
         if kind is None or kinds is None:
             return 0
-        found = [index for index, name in enumerate(kinds) if name in (kind, _HYBRID.get(kind))]
-        if not found:
-            raise ValueError(f"attention_mask: expected masks of the layer types {sorted(set(kinds))}, got {kind!r}")
-        return found[0]
+        found = [index for index, name in enumerate(kinds) if name in (kind, _HYBRID.get(kind, kind))]
+        if not found and kind not in _HYBRID:
+            raise ValueError(f"attention_mask: expected masks of {', '.join((*_HYBRID, *_LOCAL))}, got {kind!r}")
+        return found[0] if found else None
 
     def tokens(self, start: int, stop: int, cache: Cache | None) -> dict[str, Any]:
         """The arguments for the tokens in [start, stop), with `cache` holding all that came before them."""
@@ -89,9 +90,12 @@ class Parts:
         if kind in _LOCAL:
             # As in the decode steps: whether a mask is there would be another graph.
             return None if mask is None or stop - start == 1 else mask[:, start:stop]
-        if mask is not None and kind not in self.whole:  # of the caller, for all keys
+        if kind is None and mask is not None and mask.ndim == 2:  # of the caller, for all keys
             return mask[:, : mask.shape[1] - (self.length - stop)]
-        keys, first = (stop, 0) if cache is None else cache.get_mask_sizes(stop - start, self.layer_of(kind))
+        layer = self.layers.get(kind, 0)
+        if layer is None:  # nobody reads it
+            return mask
+        keys, first = (stop, 0) if cache is None else cache.get_mask_sizes(stop - start, layer)
         if mask is None:
             return self._causal(keys, first, stop - start, start, cache)
         whole_keys, whole_first = self.whole[kind]

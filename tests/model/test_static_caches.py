@@ -16,6 +16,7 @@ from transformers import CompileConfig, StaticCache
 from benchmarks.measure.counting import OpCounter
 from cc_model import connection_disabled, patch_model
 from cc_model.compat import CACHE
+from cc_model.specs import SPECS
 from cc_model.testing import random_matrix, tiny_model
 
 # Family: graphs beyond the stock model's, and runs of the last token beyond its first.
@@ -88,16 +89,20 @@ def test_ops_to_the_first_token(family, padded):
     assert waits_connected <= waits + 1
 
 
-@pytest.mark.parametrize("cache", ["static", None])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "smollm3"])
-def test_without_padding_and_with_room_in_the_cache(family, cache):
-    """Masks that a prompt does without are made for the tokens that run again, which see the cache's empty places."""
+@pytest.mark.parametrize("family", sorted(SPECS))
+def test_every_family(family):
+    """With room in the cache and no padding, where masks that the prompt does without are made for its last tokens."""
     _, model = made(family)
     for index in ([29, 29], [20, 27]):
-        named = {**prompt(30, False), "connection_index": torch.tensor(index), "output_logits": True}
-        named |= {"return_dict_in_generate": True, "max_new_tokens": 3, "do_sample": False}
-        found = model.generate(**named, cache_implementation=cache)
-        expected = model.generate(**named, use_cache=False)
+        named = {**prompt(30, False), "output_logits": True, "return_dict_in_generate": True, "max_new_tokens": 3}
+        named["do_sample"] = False
+        try:
+            with connection_disabled(model):
+                model.generate(**named, cache_implementation="static")
+        except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+            pytest.skip(f"the stock model has no static cache: {error}")
+        found = model.generate(**named, cache_implementation="static", connection_index=torch.tensor(index))
+        expected = model.generate(**named, connection_index=torch.tensor(index))
         assert torch.equal(found.sequences, expected.sequences)
         for one, other in zip(found.logits, expected.logits, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
@@ -118,3 +123,20 @@ def test_a_forward_without_a_mask(family, at):
     expected = model(ids, connection_index=index).logits  # with gradients: two passes, without a cache
     assert model.cc.prefills.startswith("two prefills")
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
+
+
+def test_a_mask_that_no_layer_reads():
+    """Gemma 3 makes masks of two kinds where pictures could be, also when all of its layers have windows."""
+    _, model = made("gemma3")
+    assert set(model.config.get_text_config().layer_types) == {"sliding_attention"}
+    given = {**prompt(30, False), **STATIC, "max_new_tokens": 4}
+    expected = model.generate(**given)
+    assert torch.equal(model.generate(**given, token_type_ids=torch.zeros(2, 30, dtype=torch.long)), expected)
+
+
+def test_a_mask_of_an_unknown_type():
+    _, model = made("qwen3")
+    mask = {"full_attention": None, "folded_attention": None}
+    wanted = "attention_mask: expected masks of full_attention, .*, got 'folded_attention'"
+    with torch.no_grad(), pytest.raises(ValueError, match=wanted):
+        model(prompt(9, False)["input_ids"], attention_mask=mask, connection_index=torch.tensor([8, 8]))
