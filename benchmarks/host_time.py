@@ -6,6 +6,8 @@ round. On a CPU the time is the process's own, which other processes do not ente
 
 `--layers 16 32` measures whole training forwards of a tiny Llama instead: the connected one and one with hooks, each
 beyond two stock ones (the body on the English prompt without gradients, the model on the main prompt), per layer.
+`--generate 24` measures `generate` of a tiny Llama instead: the first token, connected − stock, in decode steps of the
+stock model, and a decode step, connected ÷ stock. Without either, ops and then `--generate 24` are measured.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.baselines.base import random_batch
 from benchmarks.baselines.hooks import Hooks
+from benchmarks.measure.decoding import host_rows
 from benchmarks.measure.record import facts, save
+from benchmarks.measure.sources import contents
 from cc_kernels import (
     add_rows,
     backend,
@@ -44,6 +48,7 @@ from cc_model import patch_model
 
 CALLS, ROUNDS = 200, 9
 FORWARDS, FORWARD_ROUNDS = 2, 40
+DEPTH = 24
 
 
 def _calls(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, str, Callable[[], Any]]]:
@@ -221,24 +226,38 @@ def _layer_rows(depths: list[int], device: torch.device) -> Iterator[dict[str, A
             yield {"layers": layers, "implementation": name, "us": taken, "us_per_layer_beyond_two_stock": beyond}
 
 
+def _has(rows: list[dict[str, Any]], key: str) -> bool:
+    return any(key in row for row in rows)
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Print one line per op and implementation, or per depth and implementation, and save them."""
+    """Print one line per op, or depth, and implementation, and save them."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.host_time", description=__doc__)
     parser.add_argument("--out", type=Path, metavar="DIR", help="where host_time.json is written")
     parser.add_argument(
         "--dry", action="store_true", help="without a GPU: our own Python up to the launch, which is left out"
     )
     parser.add_argument("--layers", type=int, nargs="+", metavar="L", help="training forwards of models this deep")
+    parser.add_argument("--generate", type=int, nargs="+", metavar="L", help="`generate` of models this deep")
     arguments = parser.parse_args(argv)
     dry = arguments.dry
     if dry and not HAS_TRITON:
         parser.error("--dry: expected triton to be installed, found none")
     device = torch.device("cuda", 0) if torch.cuda.is_available() and not dry else torch.device("cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    depths, decoding = arguments.layers, arguments.generate
+    everything = depths is None and decoding is None
+    rows: list[dict[str, Any]] = []
     with _without_launches() if dry else nullcontext():
-        rows = list(_op_rows(device, dtype) if arguments.layers is None else _layer_rows(arguments.layers, device))
+        rows += _op_rows(device, dtype) if everything else ()
+        rows += _layer_rows(depths or [], device)
+        rows += host_rows([DEPTH] if everything else decoding or [], device)
     if arguments.out is not None:
-        save(arguments.out / "host_time.json", {"device": facts(device), "dry": dry, "rows": rows})
+        parts = {
+            part for part, key in (("host", "op"), ("host", "layers"), ("decoding", "generate")) if _has(rows, key)
+        }
+        record = {"device": facts(device), "content": contents(sorted(parts)), "dry": dry, "rows": rows}
+        save(arguments.out / "host_time.json", record)
     return 0
 
 

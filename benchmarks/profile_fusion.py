@@ -3,7 +3,7 @@
 Runs are interleaved (A B C A B C …), each mode is first compared with the hooks' result, and the record is saved after
 each section. `--section` names: train, translations (train against the number of rows of each English prompt), infer,
 curve (time to the first token against prompt length), static (infer with a static cache, whose decode steps
-transformers compiles on a GPU).
+transformers compiles on a GPU), prefix (infer with all but 32 tokens of the prompt in the cache, as in a chat).
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from benchmarks.profile.inference import first_token_curve, profile_generation
 from benchmarks.profile.training import OPTIMIZERS, profile_training
 from benchmarks.show.profile_fusion import plots
 from benchmarks.show.terminal import show
+from cc_model.compat import CACHE
 
-SECTIONS = ("train", "translations", "infer", "curve", "static")
+SECTIONS = ("train", "translations", "infer", "curve", "static", "prefix")
+NEW_OF_PREFIX = 32
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MODE_GROUPS = {
     "all": [kind.name for kind in MODES],
@@ -180,7 +182,15 @@ class Profile:
             self.keep("translations", points)
         return points
 
-    def infer(self, deadline: float, trace: str | None, **options: Any) -> dict[str, Any]:
+    def prefix(self, deadline: float, trace: str | None) -> dict[str, Any]:
+        """Generation with all but the last tokens of the prompt in the cache."""
+        new = min(NEW_OF_PREFIX, self.arguments.prompt // 2)
+        ids = self.batch(self.arguments.infer_batch, self.arguments.prompt).prompt[:, :-new]
+        with torch.no_grad():
+            cache = self.model(ids, use_cache=True)[CACHE]
+        return self.infer(deadline, trace, section="prefix", **{CACHE: cache})
+
+    def infer(self, deadline: float, trace: str | None, section: str = "infer", **options: Any) -> dict[str, Any]:
         """Generation."""
         given = self.arguments
         batch = self.batch(given.infer_batch, given.prompt)
@@ -194,7 +204,7 @@ class Profile:
             deadline,
             trace,
             progress=say,
-            keep=partial(self.keep, "static" if options else "infer"),
+            keep=partial(self.keep, section),
             **options,
         )
 
@@ -215,13 +225,14 @@ class Profile:
 
     def run(self) -> int:
         """All sections; how many failed."""
-        static = partial(self.infer, cache_implementation="static")
+        static = partial(self.infer, section="static", cache_implementation="static")
         work: dict[str, Callable[..., Any]] = {
             "train": self.train,
             "translations": self.translations,
             "infer": self.infer,
             "curve": self.curve,
             "static": static,
+            "prefix": self.prefix,
         }
         sections = self.arguments.section.split(",")
         trace = None if self.arguments.trace is None else str(self.arguments.trace)

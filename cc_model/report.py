@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import astuple, dataclass
 from itertools import groupby
 from typing import Any
 
 from torch import nn
+from transformers.cache_utils import DynamicCache, StaticCache
 
 from cc_kernels.backend import triton_serves
 from cc_kernels.ops.gate_up_swiglu import MOST_ROWS
@@ -16,6 +18,7 @@ from cc_model.fast_paths.fused import SILU, fallback_reason
 from cc_model.fast_paths.last_layer import narrow_obstacle
 from cc_model.fast_paths.pivot_graph import ATTRIBUTE
 from cc_model.fast_paths.product import FLAG
+from cc_model.fast_paths.rollback import ways_by_type
 from cc_model.forward.pivot_graph import graph_work
 from cc_model.patching.classes import is_patched
 from cc_model.specs import ModelSpec, addend_of, block_of, body_of, layers_of, spec_of, unwrap
@@ -89,6 +92,7 @@ def report(model: nn.Module) -> Report:
     body = body_of(inner)
     notes = (
         *_notes(inner.cc),
+        *(_cache_notes(body) if inner.cc.transform_matrix is not None else []),
         _capture_note(body),
         *_memory_notes(layers_of(inner), layers, spec),
         *_graph_notes(body),
@@ -123,6 +127,16 @@ def _capture_note(body: Any) -> str:
     obstacle = narrow_obstacle(body)
     tokens = "the captured tokens alone" if obstacle is None else f"all tokens ({obstacle})"
     return f"captures: the last layer's feed-forward block runs on {tokens}"
+
+
+def _cache_notes(body: Any) -> list[str]:
+    """How each type of layer in the caches that `generate` makes takes the prompt's last tokens back."""
+    caches = {
+        "dynamic": DynamicCache(config=body.config),
+        "static": StaticCache(config=body.config, max_cache_len=sys.maxsize),  # layers get their tensors later
+    }
+    ways = {name: ways_by_type(cache).items() for name, cache in caches.items()}
+    return [f"{name} cache: {'; '.join(f'{kind} {way}' for kind, way in found)}" for name, found in ways.items()]
 
 
 def _memory_notes(layers: Any, reports: list[LayerReport], spec: ModelSpec) -> list[str]:

@@ -48,7 +48,7 @@ def test_readme(monkeypatch, tmp_path):
         exec(compile(loading, "README.md", "exec"), names)
     names["model"].train()  # as Trainer leaves it
     connected, stock = [], SimulatedCall.note_prefills
-    noted = lambda self, obstacle: connected.append(obstacle) or stock(self, obstacle)  # noqa: E731
+    noted = lambda self, ways: connected.append(ways.obstacle) or stock(self, ways)  # noqa: E731
     monkeypatch.setattr(SimulatedCall, "note_prefills", noted)
     exec(compile("tokenizer = " + rest, "README.md", "exec"), names)
     assert asked == ["meta-llama/Llama-3.1-8B"] * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache
 from transformers.generation.streamers import BaseStreamer
 
 from benchmarks.baselines import Mode
@@ -35,7 +37,10 @@ class TokenClock(BaseStreamer):
 
 @dataclass
 class Generation:
-    """`generate` of one mode on one prompt, called without arguments; each call leaves its times."""
+    """`generate` of one mode on one prompt, called without arguments; each call leaves its times.
+
+    A cache among the options, with some of the prompt in it, is copied for each call: the call writes to it.
+    """
 
     mode: Mode
     ids: Tensor
@@ -46,17 +51,21 @@ class Generation:
 
     def __call__(self) -> Any:
         """The generated tokens."""
-        clock = TokenClock()
+        clock, options = TokenClock(), self.fresh_options()
         started = time.perf_counter()
-        tokens = self.mode.generate(self.ids, self.new_tokens, streamer=clock, **self.options)
+        tokens = self.mode.generate(self.ids, self.new_tokens, streamer=clock, **options)
         self.first.append(clock.times[1] - started)
         if self.new_tokens > 1:
             self.steps.append(spread([b - a for a, b in zip(clock.times[1:], clock.times[2:])])["median"])
         return tokens
 
+    def fresh_options(self) -> dict[str, Any]:
+        """The options, with a cache as it was given."""
+        return {name: copy.deepcopy(part) if isinstance(part, Cache) else part for name, part in self.options.items()}
+
     def first_logits(self, noise: Tensor | None) -> Tensor:
         """Logits of the first new token; `noise` `(B, L)` makes a decision that rounding cannot change."""
-        options = {**self.options, "return_dict_in_generate": True, "output_logits": True}
+        options = {**self.fresh_options(), "return_dict_in_generate": True, "output_logits": True}
         return self.mode.generate(self.ids, self.new_tokens, noise, **options).logits[0].float().clone()
 
 
@@ -125,7 +134,7 @@ def profile_generation(
         counts: also count launches, waits, ops and memory of one call that generates one token; not with `options`.
         progress: told what happens.
         keep: given the record when all modes are timed, and again as each is counted.
-        options: of `generate`, such as `cache_implementation="static"`.
+        options: of `generate`, such as `cache_implementation="static"`, or a cache with some of the prompt in it.
 
     Returns:
         Per mode `first_token`, `decode_step` (seconds), `ratio` of the first, `added_steps`: (connected − plain) ÷ a
@@ -151,14 +160,16 @@ def profile_generation(
             "added_steps": spread([(a - b) / plain_step for a, b in zip(call.first, first["vanilla"])]),
             "tokens_per_second": rows / step["median"],
         }
+    held = sum(int(part.get_seq_length()) for part in options.values() if isinstance(part, Cache))
     record = {
         "rows": rows,
         "tokens": tokens,
         "new_tokens": new_tokens,
+        "cached": held,
         "options": {name: str(value) for name, value in options.items()},
         "predicted": {
-            "one prefill": prefill_ratio(config, rows, tokens),
-            "two": prefill_ratio(config, rows, tokens, 2),
+            "one prefill": prefill_ratio(config, rows, tokens - held),
+            "two": prefill_ratio(config, rows, tokens - held, 2),
         },
         "modes": found,
     }

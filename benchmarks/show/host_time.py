@@ -1,4 +1,4 @@
-"""Records of `benchmarks.host_time`: what a call of an op, or a training forward, costs the host."""
+"""Records of `benchmarks.host_time`: what a call of an op, a training forward, or `generate` costs the host."""
 
 from __future__ import annotations
 
@@ -26,14 +26,35 @@ def tables(record: Record) -> Iterator[Table]:
         beyond = " beyond two stock forwards, per layer" if key == "layers" else ""
         if rows:
             yield Table(f"Host µs of {what}{beyond}{_how(record)}, {device}", header, rows, "host")
+    decoding = [_decoding(row) for row in record["rows"] if "generate" in row]
+    if decoding:
+        header = ["layers", "", "first token µs", "− stock, in its decode steps", "decode step µs", "÷ stock"]
+        yield Table(f"Host time of generate{_how(record)}, {device}", header, decoding, "decoding")
+
+
+def _decoding(row: Record) -> list[str]:
+    """A way's line: medians, and for ratios the quartiles."""
+    added, ratio = row["added_steps"], row["step_ratio"]
+    return [
+        str(row["generate"]),
+        "ours" if row["implementation"] == "cc_model" else row["implementation"],
+        f"{row['first_us']:,.0f}",
+        f"{added['median']:.2f} ({added['low']:.2f}–{added['high']:.2f})",
+        f"{row['step_us']:,.0f}",
+        f"{ratio['median']:.3f} ({ratio['low']:.3f}–{ratio['high']:.3f})",
+    ]
 
 
 def numbers(record: Record) -> Iterator[Number]:
-    """Median microseconds; those of a dry run, which leaves the launch out, are named so."""
+    """Medians: microseconds, or ratios for `generate`; those of a dry run, which leaves the launch out, say so."""
     dry = ", dry" if record.get("dry") else ""
     for row in record["rows"]:
         if "op" in row:
             yield Number(f"{row['op']}, {row['implementation']}{dry}, host_us", row["us"], "host")
+        elif "generate" in row:
+            name = f"generate, {row['generate']} layers, {row['implementation']}{dry}"
+            yield Number(f"{name}, added_steps", row["added_steps"]["median"], "decoding")
+            yield Number(f"{name}, step_ratio", row["step_ratio"]["median"], "decoding")
         else:
             name = f"{row['layers']} layers, {row['implementation']}{dry}, host_us_per_layer"
             yield Number(name, row[_PER_LAYER], "host")

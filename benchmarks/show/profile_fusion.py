@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from benchmarks.show.table import Kind, Number, Record, Table, mebibytes, milliseconds, numbers_of, ratio
 
@@ -138,10 +137,11 @@ def inference_table(record: Record, part: str) -> Table:
                 *_launches(mode, "ops", counted),
             ]
         )
-    cache = section["options"].get("cache_implementation", "dynamic")
+    held = f", {section['cached']} of them held already" if section.get("cached") else ""
+    cache = f"{section['options'].get('cache_implementation', 'dynamic')} cache{held}"
     predicted = ", ".join(f"{name} {value:.3f}" for name, value in section["predicted"].items())
-    what = f"{section['rows']} × {section['tokens']} tokens, {cache} cache"
-    return Table(f"{title_of(record)}: inference, {what}; FLOPs predict {predicted}", header, rows, part)
+    what = f"{section['rows']} × {section['tokens']} tokens, {cache}; FLOPs predict {predicted}"
+    return Table(f"{title_of(record)}: inference, {what}", header, rows, part)
 
 
 def curve_table(record: Record) -> Table:
@@ -163,7 +163,7 @@ def curve_table(record: Record) -> Table:
 
 def _parts(record: Record) -> Iterator[str]:
     """The parts that have numbers; one that failed is told by `failures`."""
-    yield from (name for name in ("train", "infer", "static") if record.get(name, {}).get("modes"))
+    yield from (name for name in ("train", "infer", "static", "prefix") if record.get(name, {}).get("modes"))
     yield from (name for name in ("curve", "translations") if isinstance(record.get(name), list) and record[name])
 
 
@@ -289,8 +289,8 @@ def plots(record: Record, folder: Path, prefix: str = "") -> list[Path]:
 
 def failures(record: Record) -> list[str]:
     """Sections that ended in an error and modes that were refused, with the reason."""
-    parts: dict[str, Any] = {name: record.get(name) for name in ("train", "translations", "infer", "curve", "static")}
-    sections = {name: part for name, part in parts.items() if isinstance(part, dict)}
+    names = ("train", "translations", "infer", "curve", "static", "prefix")
+    sections = {name: record[name] for name in names if isinstance(record.get(name), dict)}
     found = [f"{name}: {part['error']}" for name, part in sections.items() if "error" in part]
     for name, part in sections.items():
         found += [f"{name}, {mode}: {of['refused']}" for mode, of in part.get("modes", {}).items() if "refused" in of]

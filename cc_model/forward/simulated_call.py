@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.configuration_utils import CompileConfig
@@ -16,19 +19,27 @@ from cc_model.compat import CACHE
 from cc_model.connection.notices import notices_of, say_once
 from cc_model.connection.state import CrossLingualConnection
 from cc_model.data.positions import flat_rows, in_range, located, mark_skipped
-from cc_model.fast_paths.rollback import roll_back, rollback_obstacle
+from cc_model.fast_paths.last_layer import narrow_obstacle
+from cc_model.fast_paths.rollback import Ways, roll_back, second_prefill, ways_of
+from cc_model.fast_paths.snapshot import keep
+from cc_model.fast_paths.waiting import waiting
 from cc_model.forward.calls import Body, BodyOutput, ConnectedCall, asks_for, flatten, hidden_of
+from cc_model.forward.parts import Parts
 from cc_model.forward.passes import CapturePass, LayerSlot
 from cc_model.forward.replay import connected_replay
 
 logger = logging.getLogger("cc_model")
 
+STARTS_ANEW = frozenset({"jamba"})
+"""Families of transformers 5.17 … 5.24 whose state spaces start anew in a forward of several tokens."""
+
 
 class SimulatedCall(ConnectedCall):
     """Evaluation without an English prompt: the Transform Matrix maps the prompt's own activations.
 
-    The tokens run once with capture. Then the entries from the first connection index on are dropped from the cache,
-    and only those tokens run again, with the connection: attention is causal, so everything before is unchanged.
+    The tokens run once with capture. Then those from the first connection index on are taken back from the cache, and
+    they alone run again, with the connection: attention is causal, so everything before is unchanged. Where a layer of
+    the cache has a state that cannot go back, the tokens before the connection run first, and their state is kept.
 
     Args:
         first_index: smallest connection index of the batch if it is known without reading tensors.
@@ -53,48 +64,108 @@ class SimulatedCall(ConnectedCall):
 
     def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BodyOutput:
         """Capture, decide, run again from the first connection index on."""
-        length = self.length
-        use_cache = named.get("use_cache")
-        keep_cache = body.config.get_text_config(decoder=True).use_cache if use_cache is None else use_cache
-        cache = named.get(CACHE)
         device = (named["input_ids"] if named.get("input_ids") is not None else named["inputs_embeds"]).device
         index = self.connection_index(named, device)
+        cache = named.get(CACHE)
         rolled = cache if cache is not None else DynamicCache(config=body.config)
-        two_prefills = self.obstacle(named, rolled, length)
-        start = 0 if two_prefills is not None else self.first_row(index, length)
-        read = start > 0 and (self.keeps_before(start, length) or asks_for("output_hidden_states", body, named))
-        capture = CapturePass(flat_rows(index, length), self.slots, body, read)
-        if two_prefills is None:
-            cache = rolled
-            first = self.captured(stock, {**named, CACHE: cache, "use_cache": True}, capture)
-            roll_back(cache, length - start)
-        else:
-            probe = {**named, CACHE: probing_cache(cache, named), "use_cache": cache is not None}
-            first = self.captured(stock, probe, capture)
-        self.note_prefills(two_prefills)
-        tokens, update = self.decided(body, named, capture, index, length, start)
-        again = sliced(named, start, length)
-        again |= {CACHE: cache, "use_cache": two_prefills is None or keep_cache}
-        output = connected_replay(body, again, tokens, update, self.compile_config)
-        return self.joined(first, output, start, length, keep_cache)
+        obstacle = self.obstacle(named)
+        start = 0 if obstacle is not None else self.first_row(index, self.length)
+        ways = second_prefill(obstacle) if obstacle is not None else self.ways(body, rolled, start)
+        start = start if ways.obstacle is None else 0
+        self.note_prefills(ways)
+        if ways.obstacle is not None:
+            return self.in_two_prefills(body, stock, named, index)
+        if ways.keeps:
+            return self.in_two_parts(body, stock, named, index, start)
+        with waiting(rolled, ways) if ways.waits else nullcontext():
+            return self.rolled_back(body, stock, {**named, CACHE: rolled}, index, start, ways.waits)
 
-    def note_prefills(self, obstacle: str | None) -> None:
+    def rolled_back(
+        self, body: Any, stock: Body, named: dict[str, Any], index: Tensor, start: int, waits: bool
+    ) -> BodyOutput:
+        """One run of all tokens, of which the cache drops those from `start` on."""
+        length, cache = self.length, named[CACHE]
+        parts = Parts(named, body.config, cache, self.compile_config is not None)
+        capture = CapturePass(flat_rows(index, length), self.slots, body, self.reads(body, named, start))
+        first = self.captured(stock, {**named, "use_cache": True}, capture)
+        roll_back(cache, length - start)
+        again = {**parts.tokens(start, length, cache), "use_cache": True}
+        # What waits grows with every prompt, so that each length would compile a graph of its own.
+        config = None if waits else self.compile_config
+        output = connected_replay(body, again, *self.decided(body, named, capture, index, start), config)
+        return self.joined(first, output, start, length, self.keeps_cache(body, named))
+
+    def in_two_parts(self, body: Any, stock: Body, named: dict[str, Any], index: Tensor, start: int) -> BodyOutput:
+        """The tokens before `start`; the others with capture; then the cache as it was at `start`, and these again."""
+        length, cache = self.length, named.get(CACHE)
+        parts = Parts(named, body.config, cache, self.compile_config is not None)
+        first = None
+        if start:
+            before = {**parts.tokens(0, start, cache), "use_cache": True}
+            first = self.captured(stock, before, PrefixPass(self.slots, body, self.reads(body, named, start)))
+            cache = first[CACHE]
+        put_back = keep(cache) if cache is not None else None
+        rest = {**parts.tokens(start, length, cache), CACHE: cache, "use_cache": cache is not None}
+        capture = CapturePass(flat_rows(index - start, length - start), self.slots, body)
+        self.captured(stock, rest, capture)
+        if put_back is not None:
+            put_back(length - start)
+        again = {**rest, "use_cache": cache is not None or self.keeps_cache(body, named)}
+        decided = self.decided(body, named, capture, index, start)
+        output = connected_replay(body, again, *decided, self.compile_config)
+        return self.joined(first, output, start, start, self.keeps_cache(body, named))
+
+    def in_two_prefills(self, body: Any, stock: Body, named: dict[str, Any], index: Tensor) -> BodyOutput:
+        """All tokens beside the cache, with capture; then all of them again."""
+        cache = named.get(CACHE)
+        capture = CapturePass(flat_rows(index, self.length), self.slots, body)
+        self.captured(stock, {**named, CACHE: probing_cache(cache, named), "use_cache": cache is not None}, capture)
+        keeps = self.keeps_cache(body, named)
+        decided = self.decided(body, named, capture, index, 0)
+        output = connected_replay(body, {**named, "use_cache": keeps}, *decided, self.compile_config)
+        return self.joined(None, output, 0, self.length, keeps)
+
+    def note_prefills(self, ways: Ways) -> None:
         """Keep for the report how the prompt ran; say once that it ran twice."""
-        notices_of(self.connection).prefills = "one prefill" if obstacle is None else f"two prefills: {obstacle}"
-        if obstacle is not None and say_once(self.connection, obstacle):
-            logger.warning("the connection needs a second prefill: %s", obstacle)
+        notices_of(self.connection).prefills = ways.prefills
+        if ways.obstacle is not None and say_once(self.connection, ways.obstacle):
+            logger.warning("the connection needs a second prefill: %s", ways.obstacle)
 
-    def obstacle(self, named: dict[str, Any], cache: Cache, length: int) -> str | None:
-        """Why a second prefill is needed; None when rolling back the cache does."""
+    def obstacle(self, named: dict[str, Any]) -> str | None:
+        """Why a second prefill is needed, whatever the cache is; None when it is not."""
         if torch.compiler.is_exporting():
             return "torch.export takes no length that is read from a tensor"
         if torch.is_grad_enabled():
             return "gradients are enabled; use torch.no_grad()"
         if not isinstance(named.get("attention_mask"), (Tensor, dict, type(None))):
             return "an attention mask of a type that cannot be sliced"
-        return rollback_obstacle(cache, length)
+        return None
 
-    def captured(self, stock: Body, named: dict[str, Any], capture: CapturePass) -> BodyOutput:
+    def ways(self, body: Any, cache: Cache, start: int) -> Ways:
+        """How the tokens from `start` on are taken back from `cache`, or why they are not."""
+        ways = ways_of(cache, self.length)
+        if ways.keeps:
+            config = body.config.get_text_config(decoder=True)
+            if config.model_type in STARTS_ANEW and start > 0 and self.length - start > 1:
+                return second_prefill(f"{config.model_type} forgets its state in a forward of several tokens")
+            if config.model_type == "minimax" and config.layer_types[0] != "full_attention":
+                return second_prefill("MiniMax's cache counts its tokens in the first layer, which keeps none here")
+        if torch.compiler.is_compiling() and (ways.keeps or ways.waits):
+            return second_prefill("compiled code does not exchange the layers of a cache")
+        return ways
+
+    def keeps_cache(self, body: Any, named: dict[str, Any]) -> bool:
+        """Whether the caller wants a cache, by the argument or else the config."""
+        use_cache = named.get("use_cache")
+        return bool(body.config.get_text_config(decoder=True).use_cache if use_cache is None else use_cache)
+
+    def reads(self, body: Any, named: dict[str, Any], start: int) -> bool:
+        """Whether the result holds hidden states of tokens before `start`."""
+        if not start:
+            return False
+        return self.keeps_before(start, self.length) or asks_for("output_hidden_states", body, named)
+
+    def captured(self, stock: Body, named: dict[str, Any], capture: CapturePass | PrefixPass) -> BodyOutput:
         """The first run, without a gradient."""
         with torch.no_grad():
             return stock(**named, cc_pass=capture)
@@ -111,9 +182,10 @@ class SimulatedCall(ConnectedCall):
         return int(torch.where(in_range(index, length), index, length - 1).amin())
 
     def decided(
-        self, body: Any, named: dict[str, Any], capture: CapturePass, index: Tensor, length: int, start: int
+        self, body: Any, named: dict[str, Any], capture: CapturePass, index: Tensor, start: int
     ) -> tuple[Tensor, Tensor]:
         """Where in the flattened tokens from `start` on something is added, `(B,)`, and what, `(B, d)`."""
+        length = self.length
         device = self.connection.device_like(index)
         tokens, keep = located(index, length)
         with torch.no_grad():
@@ -126,34 +198,66 @@ class SimulatedCall(ConnectedCall):
             update = self.decide(capture.collect(device), embeds, own, **transform)
         return mark_skipped(flat_rows(index - start, length - start), ~keep), update
 
-    def joined(self, first: BodyOutput, second: BodyOutput, start: int, length: int, keep_cache: bool) -> BodyOutput:
-        """The result over all tokens, of the body's own class: those before `start` from the first run."""
+    def joined(self, first: Any, second: BodyOutput, start: int, ran: int, keep_cache: bool) -> BodyOutput:
+        """The result over all tokens, of the body's own class: those before `start` from the first run, of `ran`."""
         hidden = hidden_of(second)
-        if start and self.keeps_before(start, length):
+        if start and self.keeps_before(start, self.length):
             hidden = torch.cat([hidden_of(first)[:, :start], hidden], dim=1)
-        fields = {name: joined_states(first.get(name), value, name, start, length) for name, value in second.items()}
+        fields = dict(second.items())
+        if start:
+            fields = {name: joined_states(first.get(name), value, name, start, ran) for name, value in fields.items()}
         return type(second)(**{**fields, "last_hidden_state": hidden, CACHE: second.get(CACHE) if keep_cache else None})
 
 
-def joined_states(first: Any, second: Any, name: str, start: int, length: int) -> Any:
+class PrefixPass:
+    """The run of the tokens before the connection: nothing is captured, and the last block runs for one token alone.
+
+    Args:
+        slots: the slots of all layers, in order.
+        body: the decoder body that runs.
+        read: somebody reads the result of the run; then all blocks run for all tokens.
+    """
+
+    def __init__(self, slots: list[LayerSlot], body: Any, read: bool) -> None:
+        self.slots = slots
+        self.narrow = not read and narrow_obstacle(body) is None
+
+    def feed_forward(self, slot: LayerSlot, output: Tensor, block: Any) -> Tensor:
+        """`output` as it is."""
+        return output
+
+    def narrowed(self, slot: LayerSlot, block: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+        """Zeros for all tokens `(B, T, d)`; the block runs once, since sharded weights wait for every block's run."""
+        block(hidden[:1, :1])
+        return hidden.new_zeros(hidden.shape)
+
+
+def joined_states(first: Any, second: Any, name: str, start: int, ran: int) -> Any:
     """A field of tensors per layer: its first `start` tokens from `first`, the others from `second`; else `second`.
 
     Hidden states are `(B, T, d)` and attentions `(B, H, T, keys)`. What else a family returns per layer has its tokens
-    in front, flat `(B * T, ...)` as router logits, or `(B, T, ...)`.
+    in front, flat `(B * T, ...)` as router logits, or `(B, T, ...)`. The first run had `ran` tokens.
     """
-    if not start or not isinstance(second, (tuple, list)):
+    if not isinstance(second, (tuple, list)):
         return second
-    return tuple(_joined_tokens(a, b, name, start, length) for a, b in zip(first, second))
+    return tuple(_joined_tokens(a, b, name, start, ran) for a, b in zip(first, second))
 
 
-def _joined_tokens(first: Any, second: Any, name: str, start: int, length: int) -> Any:
+def _joined_tokens(first: Any, second: Any, name: str, start: int, ran: int) -> Any:
     if not isinstance(second, Tensor):
         return second
     if name == "attentions":
-        return torch.cat([first.narrow(-2, 0, start), second], dim=-2)
+        if first.shape[-2] != ran:  # MiniMax gives the state of linear attention, which the second run has ended
+            return second
+        first = first.narrow(-2, 0, start)
+        if first.shape[-1] != second.shape[-1]:  # in two parts: the first knows no later keys, the second no old ones
+            width = first.shape[-1] + second.shape[-2]
+            first = F.pad(first, (0, width - first.shape[-1]))
+            second = F.pad(second, (width - second.shape[-1], 0))
+        return torch.cat([first, second], dim=-2)
     if second.ndim == 2:
-        rows = first.shape[0] // length
-        first, second = first.unflatten(0, (rows, length)), second.unflatten(0, (rows, length - start))
+        rows = first.shape[0] // ran
+        first, second = first.unflatten(0, (rows, ran)), second.unflatten(0, (rows, second.shape[0] // rows))
         return torch.cat([first[:, :start], second], dim=1).flatten(0, 1)
     return torch.cat([first[:, :start], second], dim=1)
 
@@ -167,26 +271,3 @@ def probing_cache(cache: Cache | None, named: dict[str, Any]) -> Cache | None:
     held = (part for layer in cache.layers for part in vars(layer).values())
     with_graph = {id(part): part.detach().clone() for part in held if isinstance(part, Tensor) and not part.is_leaf}
     return copy.deepcopy(cache, with_graph)  # what has a graph cannot be copied: this run has none
-
-
-def sliced(named: dict[str, Any], start: int, length: int) -> dict[str, Any]:
-    """The arguments for the tokens from `start` on; masks over keys keep their length."""
-    if start == 0:
-        return dict(named)
-    kept = dict(named)
-    for name in ("input_ids", "inputs_embeds", "per_layer_inputs"):
-        if kept.get(name) is not None:
-            kept[name] = kept[name][:, start:]
-    if kept.get("position_ids") is not None:
-        kept["position_ids"] = kept["position_ids"][..., start:]
-    mask = kept.get("attention_mask")
-    if isinstance(mask, dict):
-        kept["attention_mask"] = {name: sliced_mask(part, start) for name, part in mask.items()}
-    else:
-        kept["attention_mask"] = sliced_mask(mask, start)
-    return kept
-
-
-def sliced_mask(mask: Tensor | None, start: int) -> Tensor | None:
-    """A `(B, 1, T, keys)` mask without the first `start` queries; a `(B, keys)` mask as it is."""
-    return mask[:, :, start:] if mask is not None and mask.ndim == 4 else mask

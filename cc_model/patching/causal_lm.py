@@ -135,7 +135,7 @@ class PatchedCausalLM:
         """The stock `generate` with the cross-lingual connection, made exactly once for each prompt.
 
         With `cc.transform_matrix` set, in evaluation mode, it is simulated from the prompt's own activations: in one
-        prefill, or in two where the cache cannot be rolled back, which is said once. Given `pivot_input_ids`, in either
+        prefill, or in two for a cache of an unknown class, which is said once. Given `pivot_input_ids`, in either
         mode, the English prompt is read instead. Otherwise this is the plain model's `generate`, which is said once,
         too, but not in `connection_disabled`.
 

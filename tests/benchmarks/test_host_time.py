@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from benchmarks import host_time
+from benchmarks.measure import decoding
+from benchmarks.show.goals import GOALS
+from benchmarks.show.kinds import kind_of, read
 from cc_kernels import backend, launch
 from cc_kernels.launch import launching
 
@@ -15,6 +19,7 @@ from cc_kernels.launch import launching
 def test_dry_run_stops_before_the_launch(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(host_time, "CALLS", 3)
     monkeypatch.setattr(host_time, "ROUNDS", 1)
+    monkeypatch.setattr(host_time, "host_rows", lambda depths, device: [])
     before = launching.DIRECT, launching.through_triton, backend.triton_serves
     assert host_time.main(["--dry", "--out", str(tmp_path)]) == 0
     assert (launching.DIRECT, launching.through_triton, backend.triton_serves) == before
@@ -49,3 +54,72 @@ def test_training_forwards_per_layer(tmp_path, monkeypatch):
     assert set(rows) == {"two stock", "hooks", "cc_model"}
     for row in rows.values():
         assert row["us_per_layer_beyond_two_stock"] == pytest.approx((row["us"] - rows["two stock"]["us"]) / 2)
+
+
+@pytest.mark.skipif(not launch.HAS_TRITON or launch.INTERPRETED, reason="needs triton, not interpreted")
+@pytest.mark.parametrize("dry", [False, True])
+def test_generate(tmp_path, monkeypatch, dry, capsys):
+    """Both figures of the goals, in the record, its table and its numbers."""
+    monkeypatch.setattr(decoding, "ROUNDS", 3)
+    monkeypatch.setattr(decoding, "STEPS", 2)
+    assert host_time.main([*(["--dry"] if dry else []), "--generate", "2", "--out", str(tmp_path)]) == 0
+    ((name, record),) = read(tmp_path / "host_time.json").items()
+    assert name == "host_time"
+    assert set(record["content"]) == {"decoding"}
+    stock, ours = record["rows"]
+    assert (stock["implementation"], ours["implementation"]) == ("stock", "cc_model")
+    assert stock["added_steps"]["median"] == 0
+    assert stock["step_ratio"]["median"] == 1
+    (table,) = kind_of(record).tables(record)
+    assert table.part == "decoding"
+    assert [row[:2] for row in table.rows] == [["2", "stock"], ["2", "ours"]]
+    numbers = {number.name: number.value for number in kind_of(record).numbers(record)}
+    how = ", dry" if dry else ""
+    assert numbers[f"generate, 2 layers, cc_model{how}, added_steps"] == ours["added_steps"]["median"]
+    assert numbers[f"generate, 2 layers, cc_model{how}, step_ratio"] == ours["step_ratio"]["median"]
+    assert "steps added" in capsys.readouterr().out
+
+
+def test_goals_read_the_names_of_the_record():
+    pairs = [pair for goal in GOALS if "decode step" in goal.what and goal.on == "cpu" for pair in goal.pairs]
+    assert [name for name, _ in pairs] == [
+        "generate, 24 layers, cc_model, dry, added_steps",
+        "generate, 24 layers, cc_model, dry, step_ratio",
+    ]
+
+
+LAYERS = 6
+PER_LAYER, PER_STEP = 13, 34  # calls of Python functions that a decode step has beyond a stock one
+STEPS, PER_PROMPT = 1.5, 170  # and that the first token has beyond the stock model's: stock decode steps, and a rest
+
+
+def test_python_calls_of_a_decode_step():
+    """Counted, so that nothing flakes: a call that is added to every layer, or to every step, shows here."""
+    models = decoding.tiny_pair(LAYERS, torch.device("cpu"))
+    steps = 4
+    stock, ours = (decoding.calls_per_step(models[way], steps).total() / steps for way in decoding.WAYS)
+    assert stock > 80 * LAYERS
+    assert ours - stock <= PER_LAYER * LAYERS + PER_STEP
+    deeper = decoding.tiny_pair(2 * LAYERS, torch.device("cpu"))
+    more = [decoding.calls_per_step(deeper[way], steps).total() / steps for way in decoding.WAYS]
+    assert (more[1] - more[0]) - (ours - stock) <= PER_LAYER * LAYERS
+
+
+@pytest.mark.parametrize("layers", [LAYERS, 3 * LAYERS])
+def test_python_calls_to_the_first_token(layers):
+    models = decoding.tiny_pair(layers, torch.device("cpu"))
+    step = decoding.calls_per_step(models["stock"], 4).total() / 4
+    first = []
+    for way in decoding.WAYS:
+        call = decoding.generating(models[way], 1)
+        call()
+        first.append(decoding.python_calls(call).total())
+    assert step < first[1] - first[0] <= STEPS * step + PER_PROMPT
+
+
+def test_counting_of_python_calls():
+    def inner():
+        return 1
+
+    found = decoding.python_calls(lambda: [inner(), len([]), inner()])
+    assert found == {__file__: 3}

@@ -10,7 +10,6 @@ import torch
 
 from benchmarks import fit_matrix, profile_fusion, train_run
 from benchmarks.baselines import MODES
-from benchmarks.baselines.interventions import NNsight
 from benchmarks.measure.sources import contents
 from benchmarks.show.profile_fusion import failures, plots, tables
 from benchmarks.show.terminal import show
@@ -23,16 +22,16 @@ PROFILE = [*SMALL, "--pivot", "8", "--batch", "2", "--rounds", "3", "--new-token
 def profile(tmp_path_factory):
     """A record with every section, its file, and the folder of traces."""
     folder = tmp_path_factory.mktemp("profile")
-    arguments = ["--section", "train,infer,static,curve", "--out", str(folder / "new" / "profile.json")]
+    arguments = ["--section", "train,infer,static,curve,prefix", "--out", str(folder / "new" / "profile.json")]
     assert profile_fusion.main([*PROFILE, *arguments, "--trace", str(folder / "traces")]) == 0
     return json.loads((folder / "new" / "profile.json").read_text()), folder
 
 
 def test_profile(profile):
     record, folder = profile
-    absent = [] if NNsight.available else ["train, nnsight: not installed"]
+    absent = [f"train, {kind.name}: {kind.unavailable}" for kind in MODES if not (kind.available or kind.compiles)]
     assert failures(record) == absent
-    assert record["content"] == contents(["train", "infer", "static", "curve"])
+    assert record["content"] == contents(["train", "infer", "static", "curve", "prefix"])
     modes = {name: mode for name, mode in record["train"]["modes"].items() if "refused" not in mode}
     assert set(modes) == {kind.name for kind in MODES if kind.available and not kind.compiles}
     assert record["train"]["predicted"] > 1
@@ -45,6 +44,9 @@ def test_profile(profile):
     assert list(infer) == ["vanilla", "published", "hooks", "ours"]
     assert all(mode["decode_step"]["median"] > 0 and mode["ops"]["ops"] > 0 for mode in infer.values())
     assert list(record["static"]["modes"]) == ["vanilla", "ours"]
+    assert list(record["prefix"]["modes"]) == ["vanilla", "ours"]
+    assert all("refused" not in mode for mode in record["prefix"]["modes"].values())
+    assert (record["infer"]["cached"], record["prefix"]["tokens"], record["prefix"]["cached"]) == (0, 12, 6)
     assert [point["tokens"] for point in record["curve"]] == [6, 9]
     assert {path.name for path in (folder / "traces").iterdir()} == {
         *(f"train-{name}.json" for name in modes),
@@ -55,7 +57,8 @@ def test_profile(profile):
 def test_tables_and_plots(profile, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     record, _ = profile
-    assert len(list(tables(record))) == 4
+    assert len(list(tables(record))) == 5
+    assert any("12 tokens, dynamic cache, 6 of them held already" in table.title for table in tables(record))
     show({**record, "static": {"error": "ValueError: nothing"}})
     printed = capsys.readouterr().out
     assert "training step" in printed
@@ -82,7 +85,7 @@ def test_a_section_that_fails_leaves_the_others(tmp_path, monkeypatch):
     [
         (
             ["--section", "train,sleep"],
-            "--section: expected names of train, translations, infer, curve, static, got sleep",
+            "--section: expected names of train, translations, infer, curve, static, prefix, got sleep",
         ),
         (["--mode", "theirs"], "mode: expected names of"),
         (["--model", "2b"], "model: expected one of tiny"),

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from cc_model import connection_disabled, fit_transform_matrix, from_pretrained, patch_model, report
-from cc_model.fast_paths.rollback import rollback_obstacle
+from cc_model.fast_paths.rollback import ways_of
 from cc_model.specs import SPECS, ModelSpec, addend_of, block_of, layers_of, spec_of
 from cc_model.testing import tiny_config, tiny_model
 
@@ -201,8 +201,8 @@ def test_a_cache_that_holds_more_than_its_layers_is_not_rolled_back():
     class Own(DynamicCache):
         """As MiniMax's."""
 
-    assert rollback_obstacle(DynamicCache(), 1) is None
-    assert rollback_obstacle(Own(), 1) == "a cache of type Own cannot be rolled back"
+    assert ways_of(DynamicCache(), 1).obstacle is None
+    assert ways_of(Own(), 1).obstacle == "a cache of type Own cannot be rolled back"
 
 
 @pytest.mark.parametrize("family", ["gemma4_text", "gemma4", "gemma2"])

@@ -1,4 +1,4 @@
-"""`generate` with every kind of cache: rolled back in place, cropped, or two prefills where neither is exact."""
+"""`generate` with caches, as its options make them; each kind of layer and of way stands in `test_cache_ways.py`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from cc_model import connection_disabled
 from cc_model.compat import CACHE
-from cc_model.fast_paths.rollback import rollback_obstacle
 
 
 def test_without_cache():
@@ -83,7 +82,7 @@ def test_static_cache_rolls_back_in_place():
 
 @pytest.mark.parametrize("architecture", ["mistral", "qwen2", "qwen3"])
 @pytest.mark.parametrize("implementation", [None, "static", "no cache"])
-def test_sliding_window_in_use_needs_two_prefills(architecture, implementation, caplog):
+def test_sliding_window_in_use_needs_one_prefill(architecture, implementation, caplog):
     overrides = {"sliding_window": 5}
     if architecture != "mistral":
         overrides |= {"use_sliding_window": True, "max_window_layers": 2, "layer_types": None}
@@ -94,12 +93,12 @@ def test_sliding_window_in_use_needs_two_prefills(architecture, implementation, 
         option = {"use_cache": False} if implementation == "no cache" else {"cache_implementation": implementation}
         actual = model.generate(ids, attention_mask=mask, **option, **GREEDY)
     assert new_tokens(actual, ids) == oracle_tokens(stock, model, ids, mask)
-    assert counter.lengths[:3] == ([9, 9, 10] if implementation == "no cache" else [9, 9, 1])
-    assert model.cc.prefills.startswith("two prefills: ")
-    assert "second prefill" in caplog.text
+    assert counter.lengths[:3] == ([9, 1, 10] if implementation == "no cache" else [9, 1, 1])
+    assert model.cc.prefills == "one prefill, after which windows and quantised layers are filled"
+    assert "second prefill" not in caplog.text
 
 
-def test_sliding_window_not_yet_in_use_needs_one():
+def test_sliding_window_not_yet_in_use():
     stock, model = pair("mistral", matrix=True, sliding_window=12)
     ids, mask = prompts((9, 9))
     actual = model.generate(ids, attention_mask=mask, **{**GREEDY, "max_new_tokens": 8})
@@ -107,16 +106,8 @@ def test_sliding_window_not_yet_in_use_needs_one():
     assert model.cc.prefills == "one prefill"
 
 
-def test_offloaded_cache_is_not_rolled_back():
-    """Its layers move between devices while others run; it needs an accelerator, so only the rule is tested."""
-    cache = DynamicCache()
-    assert rollback_obstacle(cache, 3) is None
-    cache.offloading = True
-    assert rollback_obstacle(cache, 3) == "the cache is offloaded"
-
-
 class UnknownLayer(DynamicLayer):
-    """Stands for every layer type that the library does not know, the quantised ones included."""
+    """Stands for every layer type that the library does not know."""
 
 
 @pytest.mark.parametrize("past", [0, 4])

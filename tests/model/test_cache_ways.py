@@ -1,0 +1,395 @@
+"""Every kind of cache: how a prompt runs, how many tokens each layer sees, and equality with two passes over it.
+
+The reference is the same model with a second prefill, which the other tests hold against the oracle, and, where a cache
+loses nothing, the oracle itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import oracle
+import pytest
+import torch
+from families import made
+from generation_helpers import SCORES, prompts
+from transformers import DynamicCache, StaticCache, cache_utils
+from transformers.cache_utils import Cache, DynamicLayer, QuantizedLayer
+from transformers.models.minimax.modeling_minimax import MiniMaxCache
+
+from cc_model import connection_disabled, report
+from cc_model.compat import CACHE
+from cc_model.fast_paths.rollback import DROPS, KEPT, WAITS, is_quantised, ways_of
+from cc_model.forward.simulated_call import SimulatedCall
+from cc_model.specs import SPECS, layers_of
+from cc_model.testing import tiny_config
+
+LENGTH, STEPS, WINDOW = 40, 5, 16
+FP8 = getattr(cache_utils, "Fp8QuantizedLayer", None)
+
+
+class Rounded(QuantizedLayer):
+    """Stands for the quantised layers of quanto and HQQ: their bookkeeping, another rounding."""
+
+    def _quantize(self, tensor, axis):
+        scale = tensor.abs().amax(dim=-1, keepdim=True).clamp(min=1e-6) / 7
+        return (tensor / scale).round().to(torch.int8), scale
+
+    def _dequantize(self, q_tensor):
+        values, scale = q_tensor
+        return values * scale
+
+
+class Unknown(DynamicLayer):
+    """Stands for every layer type that the library does not know."""
+
+
+def dynamic(model):
+    return DynamicCache(config=model.config)
+
+
+def static(model):
+    return StaticCache(config=model.config, max_cache_len=2 * LENGTH + STEPS)
+
+
+def rounded(model):
+    return Cache(layers=[Rounded(residual_length=8) for _ in layers_of(model)])
+
+
+def fp8(model):
+    return Cache(layers=[FP8() for _ in layers_of(model)])
+
+
+def windows_beside_states(model):
+    kind = cache_utils.LinearAttentionAndSlidingWindowAttentionLayer
+    return Cache(layers=[kind(sliding_window=100) for _ in layers_of(model)])
+
+
+def static_windows_beside_states(model):
+    kind = cache_utils.LinearAttentionAndStaticSlidingWindowAttentionLayer
+    return Cache(layers=[kind(max_cache_len=100, sliding_window=100) for _ in layers_of(model)])
+
+
+def unknown(model):
+    return Cache(layers=[Unknown() for _ in layers_of(model)])
+
+
+def minimax(model):
+    return MiniMaxCache()
+
+
+DROPPED, WAITED, PARTS, TWICE = ("drops", "waits", "parts", "twice")
+# Family, cache, way.
+CACHES = {
+    "full attention": ("llama", dynamic, DROPPED),
+    "full attention, layers made on the way": ("llama", lambda model: DynamicCache(), DROPPED),
+    "full attention, static": ("llama", static, DROPPED),
+    "full attention, static, masks by layer type": ("qwen3", static, DROPPED),
+    "windows": ("ministral", dynamic, WAITED),
+    "windows, static": ("ministral", static, WAITED),
+    "windows beside full attention": ("gemma2", dynamic, WAITED),
+    "windows beside full attention, static": ("gemma2", static, WAITED),
+    "shared keys": ("gemma4_text, shared keys", dynamic, WAITED),
+    "chunks": ("llama4_text", dynamic, WAITED),
+    "quantised": ("llama", rounded, WAITED),
+    "8-bit floats": ("llama", fp8, WAITED),
+    "linear attention": ("qwen3_next", dynamic, PARTS),
+    "linear attention, static": ("qwen3_5_text", static, PARTS),
+    "state space": ("jamba", dynamic, PARTS),
+    "state space beside attention in a layer": ("falcon_h1", dynamic, PARTS),
+    "state space beside attention in a layer, static": ("falcon_h1", static, PARTS),
+    "state space beside a window in a layer": ("falcon_h1", windows_beside_states, PARTS),
+    "state space beside a static window in a layer": ("falcon_h1", static_windows_beside_states, PARTS),
+    "convolutions": ("lfm2", dynamic, PARTS),
+    "lightning attention, a cache of its own": ("minimax", minimax, PARTS),
+    "unknown": ("llama", unknown, TWICE),
+}
+
+
+@pytest.fixture(params=CACHES)
+def cached(request):
+    """A stock and a patched model, a function that makes a cache, and its way."""
+    family, make, way = CACHES[request.param]
+    if make is fp8 and FP8 is None:
+        pytest.skip("the installed transformers has no cache in 8-bit floats")
+    stock, model = made(family)
+    return stock, model, lambda: make(model), way
+
+
+def tokens_per_layer(model):
+    """The tokens of every run of each layer, by layer, while the list is alive."""
+    runs = [[] for _ in layers_of(model)]
+    for layer, seen in zip(layers_of(model), runs):
+        layer.register_forward_pre_hook(
+            lambda _, args, kwargs, s=seen: s.append(hidden(args, kwargs)), with_kwargs=True
+        )
+    return runs
+
+
+def hidden(args, kwargs):
+    return (args[0] if args else kwargs["hidden_states"]).shape[1]
+
+
+def options(cache, **more):
+    return {**SCORES, "max_new_tokens": STEPS, CACHE: cache, **more}
+
+
+def both_ways(model, run):
+    """`run()` as it is, and with two passes over the prompt."""
+    actual = run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SimulatedCall, "obstacle", lambda self, named: "the test asks for it")
+        expected = run()
+    assert model.cc.prefills == "two prefills: the test asks for it"
+    return actual, expected
+
+
+def assert_same(actual, expected):
+    assert torch.equal(actual.sequences, expected.sequences)
+    for one, other in zip(actual.logits, expected.logits, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+def expected_runs(way, length, count):
+    return {
+        DROPPED: [length, count],
+        WAITED: [length, count],
+        PARTS: [length - count, count, count],
+        TWICE: [length, length],
+    }[way]
+
+
+def test_tokens_of_each_layer_and_of_the_answer(cached):
+    """T + 1 tokens where entries can be dropped or wait, T + 1 after a state was put back, and the oracle's answer."""
+    stock, model, make, way = cached
+    ids = torch.randint(200, (1, LENGTH), generator=torch.Generator().manual_seed(0))
+    actual, expected = both_ways(model, lambda: model.generate(ids, **options(make())))
+    assert_same(actual, expected)
+    if not any(map(is_quantised, make().layers)):
+        weight, matrix = model.cc.decision_maker.weight, model.cc.transform_matrix
+        assert actual.sequences[0, LENGTH:].tolist() == oracle.greedy(stock, weight, matrix, ids, STEPS)
+    runs = tokens_per_layer(model)
+    model.generate(ids, **options(make()))
+    for seen in runs:
+        assert seen == [*expected_runs(way, LENGTH, 1), *[1] * (STEPS - 1)]
+    with connection_disabled(model):
+        plain = model.generate(ids, **options(make()))
+    assert (plain.logits[0] - actual.logits[0]).abs().max() > 1e-3
+
+
+def test_padding_and_an_index_for_each_row(cached):
+    """Left padding; the connections are before the prompts' ends, so that several tokens run again."""
+    _, model, make, way = cached
+    ids, mask = prompts((LENGTH, LENGTH - 9, LENGTH - 1))
+    ids %= 200
+    index = torch.tensor([LENGTH - 1, LENGTH - 6, LENGTH - 3])
+    runs = tokens_per_layer(model)
+
+    def run():
+        return model.generate(ids, attention_mask=mask, connection_index=index, **options(make()))
+
+    assert_same(*both_ways(model, run))
+    twice = way is TWICE or model.config.model_type == "jamba"
+    wanted = expected_runs(TWICE if twice else way, LENGTH, 6)
+    assert all(seen[: len(wanted)] == wanted for seen in runs)
+
+
+def test_padding_behind_the_first_connection(cached):
+    """A row connects before another one begins."""
+    _, model, make, _ = cached
+    ids, mask = prompts((LENGTH, 5))
+    index = torch.tensor([12, LENGTH - 1])
+    run = lambda: model.generate(ids % 200, attention_mask=mask, connection_index=index, **options(make()))  # noqa: E731
+    assert_same(*both_ways(model, run))
+
+
+@pytest.mark.parametrize("length", [1, 2, WINDOW, WINDOW + 1])
+def test_short_prompts(cached, length):
+    """A prompt of one token, of two, as long as a window, and longer by one."""
+    _, model, make, _ = cached
+    ids = torch.randint(200, (2, length), generator=torch.Generator().manual_seed(length))
+    assert_same(*both_ways(model, lambda: model.generate(ids, **options(make()))))
+
+
+@pytest.mark.parametrize("past", [7, 23])
+def test_earlier_turns(cached, past):
+    """The cache holds some of the prompt, less than a window or more; the connection goes to the end."""
+    _, model, make, way = cached
+    ids = torch.randint(200, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+    runs = tokens_per_layer(model)
+
+    def run():
+        cache = make()
+        with connection_disabled(model), torch.no_grad():
+            model(ids[:, :past], use_cache=True, **{CACHE: cache})
+        return model.generate(ids, **options(cache))
+
+    assert_same(*both_ways(model, run))
+    wanted = [past, *expected_runs(way, LENGTH - past, 1)]
+    assert runs[0][: len(wanted)] == wanted
+
+
+def test_chunked_prefill(cached):
+    """The chunk that holds the index connects; its last token stands in the middle of the chunk."""
+    _, model, make, _ = cached
+    if model.config.model_type == "jamba":
+        pytest.skip("jamba forgets its state in a forward of several tokens, connected or not")
+    ids = torch.randint(200, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+    index = torch.tensor([LENGTH - 5, LENGTH - 3])
+
+    def run():
+        return model.generate(ids, connection_index=index, prefill_chunk_size=9, **options(make()))
+
+    assert_same(*both_ways(model, run))
+
+
+def test_beams(cached):
+    _, model, make, _ = cached
+    if not hasattr(QuantizedLayer, "_apply_pending_reorder") and any(map(is_quantised, make().layers)):
+        pytest.skip("the installed transformers cannot reorder quantised layers")
+    ids, mask = prompts((LENGTH, LENGTH - 4))
+
+    def run():
+        return model.generate(ids % 200, attention_mask=mask, num_beams=3, **options(make(), output_scores=True))
+
+    actual, expected = both_ways(model, run)
+    assert torch.equal(actual.sequences, expected.sequences)
+    torch.testing.assert_close(actual.sequences_scores, expected.sequences_scores, rtol=0, atol=1e-5)
+
+
+def test_assisted_decoding(cached):
+    """With proposals of the prompt's own tokens, where the stock model takes them with this cache."""
+    _, model, make, _ = cached
+    if any(map(is_quantised, make().layers)):
+        pytest.skip("quantised layers cannot drop the proposals that are turned down")
+    ids = torch.randint(200, (1, 10), generator=torch.Generator().manual_seed(0)).repeat(1, 4)
+    more = {"prompt_lookup_num_tokens": 3}
+    with connection_disabled(model):
+        try:
+            model.generate(ids, **options(make(), **more))
+        except (ValueError, NotImplementedError, RuntimeError, AttributeError, TypeError) as error:
+            pytest.skip(f"not in the stock model: {error}")
+        stock = model.generate(ids, **options(make(), **more)).sequences
+        if not torch.equal(stock, model.generate(ids, **options(make())).sequences):
+            pytest.skip("the stock model gives other tokens with proposals")
+    expected = model.generate(ids, **options(make()))
+    actual = model.generate(ids, **options(make(), **more))
+    assert torch.equal(actual.sequences, expected.sequences)
+
+
+def test_hidden_states_and_attentions_are_joined(cached):
+    _, model, make, _ = cached
+    model.set_attn_implementation("eager")
+    ids = torch.randint(200, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+    index = torch.tensor([LENGTH - 1, LENGTH - 4])
+    index = index.clamp(min=LENGTH - 1) if model.config.model_type == "jamba" else index
+    named = {"connection_index": index, "output_hidden_states": True, "output_attentions": True}
+
+    def run():
+        with torch.no_grad():
+            return model(ids, use_cache=True, **named, **{CACHE: make()})
+
+    actual, expected = both_ways(model, run)
+    for name in ("hidden_states", "attentions"):
+        assert len(actual[name]) == len(expected[name]) > 0
+        for one, other in zip(actual[name], expected[name], strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    torch.testing.assert_close(actual.logits, expected.logits, rtol=0, atol=1e-5)
+    assert actual[CACHE].get_seq_length() == LENGTH
+
+
+@pytest.mark.parametrize("family", ["ministral", "gemma2", "qwen3_next", "jamba", "falcon_h1", "lfm2", "minimax"])
+def test_without_a_cache(family):
+    """`generate` without one, and a forward that makes its own."""
+    stock, model = made(family)
+    ids = torch.randint(200, (1, LENGTH), generator=torch.Generator().manual_seed(0))
+    weight, matrix = model.cc.decision_maker.weight, model.cc.transform_matrix
+    actual = model.generate(ids, use_cache=False, max_new_tokens=STEPS, do_sample=False)
+    assert actual[0, LENGTH:].tolist() == oracle.greedy(stock, weight, matrix, ids, STEPS)
+
+    def run(keeps, at):
+        with torch.no_grad():
+            output = model(ids, connection_index=torch.tensor([at]), use_cache=keeps)
+        assert (output.get(CACHE) is not None) == keeps
+        return output
+
+    for keeps in (True, False):
+        for at in (0, LENGTH - 1):
+            one, other = both_ways(model, lambda keeps=keeps, at=at: run(keeps, at))
+            torch.testing.assert_close(one.logits, other.logits, rtol=0, atol=1e-5)
+    assert run(True, LENGTH - 1)[CACHE].get_seq_length() == LENGTH
+
+
+def test_an_error_leaves_the_layers_in_the_cache(monkeypatch):
+    _, model = made("ministral")
+    cache = dynamic(model)
+    layers = list(cache.layers)
+    monkeypatch.setattr(SimulatedCall, "decided", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError), torch.no_grad():
+        model(torch.arange(LENGTH)[None], connection_index=torch.tensor([LENGTH - 1]), **{CACHE: cache})
+    assert cache.layers == layers
+    assert cache.get_seq_length() == 0
+
+
+def test_ways_of_layers():
+    assert ways_of(DynamicCache(), 3).layers == ()
+    window = DynamicCache(config=made("ministral")[1].config)
+    assert set(ways_of(window, WINDOW - 1).layers) == {DROPS}
+    assert set(ways_of(window, WINDOW).layers) == {WAITS}
+    static_window = StaticCache(config=made("ministral")[1].config, max_cache_len=100)
+    assert set(ways_of(static_window, WINDOW).layers) == {DROPS}
+    assert set(ways_of(static_window, WINDOW + 1).layers) == {WAITS}
+    assert KEPT in ways_of(dynamic(made("qwen3_next")[1]), 3).layers
+
+
+class Counting(Rounded):
+    """A quantised layer with bookkeeping of its own."""
+
+    def update(self, *args, **kwargs):
+        return super().update(*args, **kwargs)
+
+
+def test_what_is_not_known_is_an_obstacle():
+    class Own(DynamicCache):
+        """A cache class of another library."""
+
+    assert ways_of(Own(), 1).obstacle == "a cache of type Own cannot be rolled back"
+    assert ways_of(Cache(layers=[Counting()]), 1).obstacle == "cache layers of type Counting cannot be rolled back"
+    lazy = Cache(layer_class_to_replicate=Unknown)
+    assert ways_of(lazy, 1).obstacle == "cache layers of type Unknown cannot be rolled back"
+    mixed = Cache(layers=[Rounded(), cache_utils.LinearAttentionLayer()])
+    assert ways_of(mixed, 1).obstacle == "the cache has quantised layers beside linear attention"
+
+
+def test_the_report_says_which_way_a_cache_goes():
+    window = made("gemma2")[1]
+    notes = report(window).notes
+    fills = "DynamicSlidingWindowLayer is filled when the prompt has run; DynamicLayer drops its newest entries"
+    assert f"dynamic cache: {fills}" in notes
+    assert f"static cache: {fills.replace('Dynamic', 'Static')}" in notes
+    window.generate(torch.arange(LENGTH)[None], max_new_tokens=1)
+    assert (
+        "last connected prompt: one prefill, after which windows and quantised layers are filled"
+        in report(window).notes
+    )
+    assert "LinearAttentionLayer gets back its state before the connection" in str(report(made("qwen3_next")[1]))
+    window.cc.transform_matrix = None
+    assert not any(note.startswith("dynamic cache") for note in report(window).notes)
+
+
+@pytest.mark.parametrize("family", sorted(SPECS))
+def test_no_cache_that_a_family_makes_needs_a_second_prefill(family):
+    config = tiny_config(family)
+    for cache in (DynamicCache(config=config), StaticCache(config=config, max_cache_len=100)):
+        assert ways_of(cache, 200).obstacle is None
+
+
+def test_the_table_names_every_class_of_transformers():
+    """docs/method.md: the layers and caches of the installed version, and of the classes in the files of models."""
+    text = (Path(__file__).parents[2] / "docs/method.md").read_text(encoding="utf-8")
+    bases = (cache_utils.CacheLayerMixin, cache_utils.LinearAttentionCacheLayerMixin, Cache)
+    classes = [kind for kind in vars(cache_utils).values() if isinstance(kind, type) and issubclass(kind, bases)]
+    names = {kind.__name__ for kind in classes if not kind.__name__.endswith("Mixin")}
+    names -= {"BaseQuantizedLayer", "QuantizedLayer"}  # what quantisers share
+    assert len(names) > 18
+    assert not {name for name in names if f"`{name}`" not in text}
