@@ -16,6 +16,7 @@ from transformers import CompileConfig, StaticCache
 from benchmarks.measure.counting import OpCounter
 from cc_model import connection_disabled, patch_model
 from cc_model.compat import CACHE
+from cc_model.forward.parts import Parts
 from cc_model.specs import SPECS
 from cc_model.testing import random_matrix, tiny_model
 
@@ -140,3 +141,14 @@ def test_a_mask_of_an_unknown_type():
     wanted = "attention_mask: expected masks of full_attention, .*, got 'folded_attention'"
     with torch.no_grad(), pytest.raises(ValueError, match=wanted):
         model(prompt(9, False)["input_ids"], attention_mask=mask, connection_index=torch.tensor([8, 8]))
+
+
+@pytest.mark.parametrize(("window", "made_ready"), [(None, True), (16, False)])
+def test_a_mask_is_made_ready_only_where_attention_is_causal_alone(window, made_ready):
+    """The token that runs again is compiled with a mask, as decode steps are; a window's mask is the body's to make."""
+    config = tiny_model("mistral", sliding_window=window).config
+    cache = StaticCache(config=config, max_cache_len=64)
+    ids = prompt(30, False)["input_ids"]
+    for compiled in (True, False):
+        again = Parts({"input_ids": ids}, config, cache, compiled).tokens(29, 30, cache)
+        assert (again.get("attention_mask") is not None) == (made_ready and compiled)
