@@ -298,6 +298,30 @@ def test_hidden_states_and_attentions_are_joined(cached):
     assert actual[CACHE].get_seq_length() == LENGTH
 
 
+@pytest.mark.parametrize("past", [0, 9])
+@pytest.mark.parametrize("family", ["llama", "qwen3_next", "falcon_h1"])
+def test_a_mask_for_pairs_of_tokens(family, past):
+    """A caller's own, in which a query reads only some keys: cut in both of its last dimensions for parts."""
+    _, model = made(family)
+    ids = torch.randint(200, (2, LENGTH), generator=torch.Generator().manual_seed(0))
+    new = LENGTH - past
+    reads = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
+    reads[20:, 5:8] = False
+    mask = reads[past:].expand(2, 1, new, LENGTH)
+
+    def run():
+        cache = dynamic(model)
+        with torch.no_grad():
+            if past:
+                with connection_disabled(model):
+                    model(ids[:, :past], use_cache=True, **{CACHE: cache})
+            index = torch.tensor([new - 1, new - 3])
+            return model(ids[:, past:], attention_mask=mask, connection_index=index, use_cache=True, **{CACHE: cache})
+
+    actual, expected = both_ways(model, run)
+    torch.testing.assert_close(actual.logits, expected.logits, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("family", ["ministral", "gemma2", "qwen3_next", "jamba", "falcon_h1", "lfm2", "minimax"])
 def test_without_a_cache(family):
     """`generate` without one, and a forward that makes its own."""
