@@ -206,6 +206,11 @@ GOALS: tuple[Goal, ...] = (
         pairs=_all(f"{_STEPS[0]}, 4 translations{_PER}"),
     ),
     Goal(
+        "the same with the English pass as a CUDA graph, as train.sft runs it",
+        0.92,
+        pairs=_all(f"{_STEPS[0]}, 4 translations{_PER.replace('ours', 'ours-graph')}"),
+    ),
+    Goal(
         "peak memory of a step ÷ stock, 1B, 4 translations per English prompt",
         0.75,
         pairs=_all(
