@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cc_kernels.backend import triton_serves
 from cc_kernels.ops.gate_up_swiglu import MOST_ROWS
 from cc_model.fast_paths.hooks import call_is_observed, global_hooks
 
@@ -21,23 +20,23 @@ OP = "gate_up_swiglu"
 def streams_weights(gate: Any, up: Any, x: Tensor) -> bool:
     """Whether `gate_up_swiglu` serves this call of a feed-forward block at inference; without `up` `gate` makes both.
 
-    It does for at most `MOST_ROWS` tokens, where its Triton kernel would run and no obstacle is found.
+    It does for at most `MOST_ROWS` tokens where no obstacle is found. The caller asks whether its kernel would run.
     """
     if not 0 < x.numel() <= MOST_ROWS * x.shape[-1]:
         return False
-    device = x.device
-    if not triton_serves(OP, device) or torch.is_autocast_enabled(device.type) or obstacle(gate, up) is not None:
+    if torch.is_autocast_enabled(x.device.type) or obstacle(gate, up) is not None:
         return False
-    weight = gate.weight
-    return x.dtype == weight.dtype and device == weight.device
+    weight = gate._parameters["weight"]
+    return x.dtype == weight.dtype and x.device == weight.device
 
 
 def halves(gate: Any, up: Any) -> tuple[Tensor, Tensor]:
     """The weights `(I, d)` of gate and up; those of one projection `(2 I, d)` are the halves of it."""
+    weight = gate._parameters["weight"]
     if up is not None:
-        return gate.weight, up.weight
-    middle = gate.weight.shape[0] // 2
-    return gate.weight[:middle], gate.weight[middle:]
+        return weight, up._parameters["weight"]
+    middle = weight.shape[0] // 2
+    return weight[:middle], weight[middle:]
 
 
 def obstacle(gate: Any, up: Any) -> str | None:

@@ -22,7 +22,10 @@ _HARMLESS = ("transformers.utils.output_capturing", "torch.distributed.fsdp")
 
 def global_hooks(forward_only: bool = False) -> bool:
     """Whether hooks are registered on all modules of the process."""
-    return any(getattr(module_hooks, f"_global{kind}") for kind in (_FORWARD if forward_only else _ALL))
+    on_forward = module_hooks._global_forward_hooks or module_hooks._global_forward_pre_hooks
+    if on_forward or forward_only:
+        return bool(on_forward)
+    return bool(module_hooks._global_backward_hooks or module_hooks._global_backward_pre_hooks)
 
 
 def call_is_observed(attributes: dict[str, Any]) -> bool:
