@@ -1,0 +1,85 @@
+"""What is refused: at the start the settings, per request what cannot be exact, where the sender gets the message."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from cc_model.integrations.vllm.families import FAMILIES, stock_architecture
+from cc_model.integrations.vllm.names import check_names, wrap
+from cc_model.integrations.vllm.requests import connection_index
+
+SCHEDULER = "cc_model.integrations.vllm.scheduler.make_scheduler"
+
+
+def request_index(request: Any) -> int | None:
+    """The connection index of an engine's request, None for a plain one; ValueError where it cannot be exact."""
+    params = request.sampling_params
+    if params is None:
+        raise ValueError("request: expected a generation, got a pooling request; a connected model only generates")
+    index = connection_index(params.extra_args, len(request.prompt_token_ids or ()))
+    if index is not None and request.prompt_embeds is not None:
+        raise ValueError("prompt_embeds: expected token ids for a connected request; pass extra_args cc: false")
+    if index is not None and request.resumable:
+        raise ValueError("streaming input: expected the whole prompt at once; pass extra_args cc: false")
+    return index
+
+
+def refuse_settings(config: Any) -> None:
+    """ValueError for settings of an engine under which answers would not be those of `generate`."""
+    parallel, own = config.parallel_config, config.scheduler_config
+    stock = stock_architecture(config.model_config.architecture)
+    passes = getattr(config.compilation_config, "pass_config", None)
+    scheduler = own.scheduler_cls
+    refused = {
+        "pipeline_parallel_size above 1": parallel.pipeline_parallel_size > 1,
+        "sequence parallelism (pass_config.enable_sp)": bool(getattr(passes, "enable_sp", False)),
+        "prefill_context_parallel_size above 1": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+        "decode_context_parallel_size above 1": getattr(parallel, "decode_context_parallel_size", 1) > 1,
+        "enable_dbo": bool(getattr(parallel, "enable_dbo", False)),
+        "speculative decoding": config.speculative_config is not None,
+        "a KV connector (kv_transfer_config)": config.kv_transfer_config is not None,
+        "prompt embeddings (enable_prompt_embeds)": config.model_config.enable_prompt_embeds,
+        "kv_sharing_fast_prefill": bool(getattr(config.cache_config, "kv_sharing_fast_prefill", False)),
+        "LoRA adapters (merge them first)": config.lora_config is not None,
+        "load_format=dummy": config.load_config.load_format == "dummy",
+        "a pooling runner": config.model_config.runner_type != "generate",
+        f"scheduler_cls={scheduler!r}": scheduler is not None and scheduler != SCHEDULER,
+        f"tensor_parallel_size above 1 for {stock}": bool(
+            stock and not FAMILIES[stock].tensor_parallel and parallel.tensor_parallel_size > 1
+        ),
+    }
+    found = [name for name, present in refused.items() if present]
+    if found:
+        raise ValueError(f"a model with the cross-lingual connection cannot be served with {', '.join(found)}")
+
+
+def check_requests_in_front() -> None:
+    """Check requests where their sender gets the message; models without the connection are left alone."""
+    check_names("vllm.v1.engine.input_processor:InputProcessor")
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    def process_inputs(stock: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+        request = stock(self, *args, **kwargs)
+        if stock_architecture(self.model_config.architecture):
+            request_index(request)
+        return request
+
+    wrap(InputProcessor, "process_inputs", process_inputs)
+    for place in ("offline:BeamSearchOfflineMixin", "online:BeamSearchOnlineMixin"):
+        module, _, name = place.partition(":")
+        try:
+            mixin = getattr(importlib.import_module(f"vllm.entrypoints.generate.beam_search.{module}"), name)
+        except (ImportError, AttributeError):
+            continue
+        wrap(mixin, "beam_search", _no_beam_search)
+
+
+def _no_beam_search(stock: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
+    if stock_architecture(self.model_config.architecture):
+        raise ValueError(
+            "beam search: vLLM sends prompt and beam as a new prompt, which would connect at its last token; send "
+            "requests with extra_args cc_index, or use generate of the patched model"
+        )
+    return stock(self, *args, **kwargs)
