@@ -70,8 +70,8 @@ class ConnectedModel:
         missing = [name for name in ("decision_maker.weight", "transform_matrix") if name not in own]
         if missing and not self.cc_loaded:
             raise ValueError(
-                f"model: expected the weights {WEIGHTS}{missing[0]} beside the model's, as save_pretrained of a patched "
-                "model with a Transform Matrix writes them, found none; serve a plain model by its stock architecture"
+                f"model: expected the weights {WEIGHTS}{missing[0]}, as save_pretrained of a patched model with a "
+                "Transform Matrix writes them, found none; serve a plain model by its stock architecture"
             )
         if own:
             self.cc.load_state_dict(own)
@@ -106,7 +106,7 @@ def _addend_class(stock: type) -> type:
     """A subclass of a module's class that hands its output to the rows' op."""
     if stock not in _ADDENDS:
 
-        class Addend(stock):  # type: ignore[valid-type, misc]
+        class Addend(stock):
             """What a layer adds to its stream, captured from and added to."""
 
             cc_layer: str

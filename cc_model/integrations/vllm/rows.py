@@ -3,9 +3,10 @@
     bank[l, k] = f_l[captured[k]]      where captured[k] >= 0, in every layer l
     f_i[added[k]] += update[k]         where added[k] >= 0, in the layer i = `inject_layer`
 
-`f_l` `(N, d)` is what layer l adds to its stream for the N tokens of a step; K slots, one for each request that may wait
-between its two runs. A request's connection token runs twice: the first run captures, and before the second one the
-Decision Maker makes the update. The buffers are made before graphs are recorded, and only their contents change.
+`f_l` `(N, d)` is what layer l adds to its stream for the N tokens of a step. There are K slots, one for each request
+that may wait between its two runs. A request's connection token runs twice: the first run captures, and before the
+second one the Decision Maker makes the update. The buffers are made before graphs are recorded, and only their
+contents change.
 """
 
 from __future__ import annotations

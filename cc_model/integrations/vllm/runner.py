@@ -148,7 +148,7 @@ def model_state_class() -> Any:
             )
 
         def custom_sampler(self, sampler: Any) -> Any:
-            sampler.__class__ = _sampler_class(type(sampler))
+            sampler.__class__ = _sampler_class(type(sampler))  # type: ignore[arg-type]
             sampler.cc_rows = self.model.cc_rows
             return super().custom_sampler(sampler)
 
