@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging
 import os
 import re
@@ -31,6 +32,7 @@ logger = logging.getLogger("cc_model")
 
 CONFIG_FILE = "cc_config.json"
 PREFIX = "cc."
+SERVED_PREFIX = "CC"  # before the architecture's name, in the config.json of a folder for vLLM
 IGNORED_AT_INFERENCE = "decision_weights"
 _STAGING = ".saving-"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -64,6 +66,7 @@ def save(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     plain: bool,
+    serve: bool,
 ) -> Any:
     """`model.save_pretrained(directory)`: the stock files, the connection's weights and `cc_config.json`.
 
@@ -78,8 +81,11 @@ def save(
         args: further positional arguments of the stock method.
         kwargs: further keyword arguments of the stock method.
         plain: leave out everything of ours.
+        serve: name the connected architecture in `config.json`.
     """
     target = Path(directory)
+    if serve:
+        _refuse_to_serve(model, plain)
     if target.is_file():
         raise ValueError(f"save_directory: expected a directory, got the file {target}")
     kwargs = {**dict(zip(("is_main_process", "state_dict"), args)), **kwargs}
@@ -108,7 +114,7 @@ def save(
         with tempfile.TemporaryDirectory(dir=target, prefix=_STAGING) as made:
             staging = Path(made) / "new"
             staging.mkdir()
-            finish = functools.partial(_finish, model, staging, target, kwargs.get("variant"), plain)
+            finish = functools.partial(_finish, model, staging, target, kwargs.get("variant"), plain, serve)
             if not kwargs.get("push_to_hub"):
                 result = stock(staging, **kwargs)
                 finish()
@@ -118,11 +124,13 @@ def save(
                 return stock(staging, **kwargs)
 
 
-def _finish(model: Any, staging: Path, target: Path, variant: str | None, plain: bool) -> set[str]:
+def _finish(model: Any, staging: Path, target: Path, variant: str | None, plain: bool, serve: bool) -> set[str]:
     """Add the options to what the stock method wrote into `staging`, and move all of it; returns the names."""
     weights = _of_one_save(variant)
     written = {path.name for path in staging.iterdir()}
     stale = []
+    if serve:
+        _name_connected_architecture(staging / "config.json")
     if any(map(weights, written)):  # not an adapter's save
         stale = [path for path in target.iterdir() if weights(path.name) and path.name not in written]
         others = [path for path in target.glob("*.safetensors") if path.name not in written and path not in stale]
@@ -227,3 +235,20 @@ def _stock_config(config: Any) -> Iterator[None]:
     finally:
         if present is not None:
             config.keys_to_ignore_at_inference = present
+
+
+def _refuse_to_serve(model: Any, plain: bool) -> None:
+    """Raise where `serve=True` would write a folder that answers as the plain model, or cannot be served."""
+    if plain:
+        raise ValueError("serve: expected one of plain=True and serve=True, got both; plain serves the plain model")
+    if model.cc.transform_matrix is None:
+        raise ValueError("serve: expected a Transform Matrix, without one there is no connection; fit_transform_matrix")
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError("serve: expected a model without adapters; merge them into it first")
+
+
+def _name_connected_architecture(config_file: Path) -> None:
+    """Write the connected architecture's name, which vLLM reads and transformers does not."""
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config["architectures"] = [SERVED_PREFIX + name for name in config["architectures"]]
+    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -207,7 +207,14 @@ class PatchedCausalLM:
         return result
 
     @_stock_when_unpatched
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, plain: bool = False, **kwargs: Any):
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *args: Any,
+        plain: bool = False,
+        serve: bool = False,
+        **kwargs: Any,
+    ) -> Any:
         """Save weights, Decision Maker, matrix and options, safetensors only; `cc_model.from_pretrained` reads them.
 
         Stock `AutoModelForCausalLM` loads the directory as the plain model. A save that fails or is interrupted leaves
@@ -217,11 +224,13 @@ class PatchedCausalLM:
             save_directory: made when missing.
             args: `is_main_process` and `state_dict` of the stock method.
             plain: leave out everything of ours.
+            serve: name the connected architecture (`CCLlamaForCausalLM`) in `config.json`, so that vLLM with our
+                plugin serves the folder with the connection, and without it refuses it; transformers does not read it.
             kwargs: of the stock method, without `distributed_checkpoint`.
 
         Raises:
             ValueError: `save_directory` is a file, or keeps weights of another variant with other options;
-                `distributed_checkpoint=True`.
+                `distributed_checkpoint=True`; `serve=True` with `plain=True`, without a matrix, or with an adapter.
             IsADirectoryError: a folder has the name of a file to be written.
             TypeError: more than three arguments by position.
 
@@ -234,4 +243,4 @@ class PatchedCausalLM:
             ...     sorted(os.listdir(directory))
             ['cc_config.json', 'config.json', 'generation_config.json', 'model.safetensors']
         """
-        return save(self, super().save_pretrained, save_directory, args, kwargs, plain)  # type: ignore[misc]
+        return save(self, super().save_pretrained, save_directory, args, kwargs, plain, serve)  # type: ignore[misc]

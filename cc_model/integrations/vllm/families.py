@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PREFIX = "CC"  # before the name of the stock architecture
+from cc_model.saving import SERVED_PREFIX as PREFIX
 
 
 @dataclass(frozen=True)

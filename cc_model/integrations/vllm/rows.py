@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cc_kernels import capture_add_rows_
 from cc_model.connection.state import CrossLingualConnection
 
 
@@ -154,18 +155,3 @@ class Rows:
         """The columns of a list of rows, on the device, without a synchronisation."""
         host = torch.tensor(columns, dtype=torch.int64, pin_memory=self.device.type == "cuda")
         return host.to(self.device, non_blocking=True).T.contiguous()
-
-
-def capture_add_rows_(x: Tensor, bank: Tensor, captured: Tensor, added: Tensor, update: Tensor) -> None:
-    """`bank[k] = x[captured[k]]`, then `x[added[k]] += update[k]`, where the row is not below 0.
-
-    Args:
-        x: `(N, d)`, changed in place.
-        bank: `(K, d)`, changed in place.
-        captured: `(K,)` int64.
-        added: `(K,)` int64.
-        update: `(K, d)`.
-    """
-    taken = x.index_select(0, captured.clamp(min=0))
-    bank.copy_(torch.where((captured >= 0)[:, None], taken, bank))
-    x.index_add_(0, added.clamp(min=0), torch.where((added >= 0)[:, None], update, 0).to(x.dtype))
