@@ -47,13 +47,13 @@ WIDE = {
 }
 
 
-def make_model(model_type="llama", **overrides):
+def make_model(model_type="llama", scale=30.0, **overrides):
     """A random patched model of 4 layers and width 256; the matrix is scaled so that each connected answer differs."""
     model = patch_model(tiny_model(model_type, **{**WIDE, **overrides}))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         model.cc.decision_maker.weight.normal_(generator=generator)
-    model.cc.transform_matrix = random_matrix(model, scale=30.0)
+    model.cc.transform_matrix = random_matrix(model, scale=scale)
     return model
 
 
@@ -92,5 +92,9 @@ def scheduler_of(engine):
     return engine.llm_engine.engine_core.engine_core.scheduler
 
 
+_KEPT = []  # an engine that ends takes the process groups of all others with it
+
+
 def start(folder: Path, **options):
-    return vllm.LLM(str(folder), **{**OPTIONS, **options})
+    _KEPT.append(vllm.LLM(str(folder), **{**OPTIONS, **options}))
+    return _KEPT[-1]

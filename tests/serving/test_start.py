@@ -1,0 +1,95 @@
+"""What is refused at the start, and how a folder is told from a plain model's."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from served import OPTIONS, make_model, vllm
+from transformers import AutoModelForCausalLM
+
+from cc_model import from_pretrained, patch_model
+from cc_model.integrations.vllm.names import NAMES, check_names
+from cc_model.testing import tiny_model
+
+
+def settings(folder, **options):
+    """The settings of an engine, without the engine."""
+    options = {name: value for name, value in {**OPTIONS, **options}.items() if name != "disable_log_stats"}
+    return vllm.EngineArgs(model=str(folder), **options).create_engine_config()
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size above 1"),
+        ({"enable_prompt_embeds": True}, "prompt embeddings"),
+        ({"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}}, "speculative decoding"),
+        ({"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}}, "a KV connector"),
+        ({"enable_lora": True}, "LoRA adapters"),
+        ({"load_format": "dummy"}, "load_format=dummy"),
+        ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "scheduler_cls="),
+        ({"compilation_config": {"pass_config": {"enable_sp": True}}}, "sequence parallelism"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_settings_that_cannot_be_exact(folder, options, name):
+    with pytest.raises(ValueError, match=f"cannot be served with .*{name}"):
+        settings(folder, **options)
+
+
+def test_cohere_is_not_split(tmp_path):
+    """Each device has a part of what its layers add, and the sum comes after the addition."""
+    make_model("cohere", tie_word_embeddings=True).save_pretrained(tmp_path, serve=True)
+    with pytest.raises(ValueError, match="tensor_parallel_size above 1 for CohereForCausalLM"):
+        settings(tmp_path, tensor_parallel_size=2)
+
+
+def test_the_scheduler_and_the_key_of_compiled_graphs(folder):
+    made = settings(folder)
+    assert made.scheduler_config.scheduler_cls == "cc_model.integrations.vllm.scheduler.make_scheduler"
+    assert "cc_model" in made.additional_config
+
+
+def test_a_plain_folder_is_left_alone(model, tmp_path):
+    model.save_pretrained(tmp_path, plain=True)
+    made = settings(tmp_path)
+    assert made.scheduler_config.scheduler_cls is None
+    assert made.additional_config == {}
+
+
+def test_a_served_folder_loads_in_transformers(model, folder):
+    assert json.loads((folder / "config.json").read_text())["architectures"] == ["CCLlamaForCausalLM"]
+    assert type(AutoModelForCausalLM.from_pretrained(folder)).__name__ == "LlamaForCausalLM"
+    assert from_pretrained(folder).cc.transform_matrix.equal(model.cc.transform_matrix)
+
+
+def test_another_version_of_vllm_is_named(monkeypatch):
+    place = "vllm.v1.core.sched.scheduler:Scheduler"
+    check_names(*NAMES)
+    monkeypatch.setitem(NAMES, place, ("schedule", "_renamed"))
+    with pytest.raises(RuntimeError, match=rf"vllm {vllm.__version__}: .* missing: _renamed"):
+        check_names(place)
+
+
+def test_weights_without_a_matrix(tmp_path):
+    """Such a folder would answer as the plain model."""
+    from cc_model.integrations.vllm.models import ConnectedModel
+
+    class Stock:
+        def load_weights(self, weights):
+            return {name for name, _ in weights}
+
+    loader = type("Loader", (ConnectedModel, Stock), {"__init__": lambda self: None})()
+    loader.cc_loaded = False
+    weights = patch_model(tiny_model()).state_dict()
+    with pytest.raises(ValueError, match=r"expected the weights cc\.transform_matrix"):
+        loader.load_weights(weights.items())
+
+
+def test_a_folder_without_options(tmp_path):
+    from cc_model.integrations.vllm.models import read_options
+
+    with pytest.raises(ValueError, match=r"expected cc_config\.json"):
+        read_options(SimpleNamespace(model=str(tmp_path), revision=None))
