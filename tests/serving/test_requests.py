@@ -65,6 +65,7 @@ def test_several_answers_to_a_request(model, engine):
     assert [list(b.token_ids) for b in branches.outputs] == [list(output.outputs[0].token_ids)] * 3
 
 
+@pytest.mark.long
 def test_plain_requests_are_those_of_a_plain_engine(model, engine, tmp_path):
     """Tokens, draws and log-probabilities, equal to the last bit."""
     model.save_pretrained(tmp_path, plain=True)

@@ -121,6 +121,7 @@ def test_steps_scheduled_ahead(model, ahead):
     assert scheduler_of(ahead).cc_counts.connected - before > len(prompts) - 2, "nothing was preempted"
 
 
+@pytest.mark.long
 def test_compiled_layers(model, folder):
     """The op stands in a graph that torch.compile makes of the decoder."""
     prompts = prompts_of([1, 7, 40, 100], seed=7)
@@ -131,6 +132,7 @@ def test_compiled_layers(model, folder):
 TIED = ("cohere", "cohere2", "gemma", "gemma2", "gemma3_text")  # vLLM's classes know no head of their own
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", [*TIED, "mistral", "phi3", "qwen2", "qwen3"])
 def test_other_families(family, tmp_path):
     options = {"sliding_window": 64} if family in ("cohere2", "gemma2", "gemma3_text") else {}
