@@ -225,3 +225,37 @@ def test_config_file_errors(tmp_path):
     (tmp_path / "c.json").write_text("[1]")
     with pytest.raises(ValueError, match="expected a JSON object, got list"):
         CCConfig.from_json(tmp_path / "c.json")
+
+
+def test_serve_names_the_connected_architecture(tmp_path):
+    model = patch_model(tiny_model())
+    model.cc.transform_matrix = random_matrix(model)
+    model.save_pretrained(tmp_path, serve=True)
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["CCLlamaForCausalLM"]
+    assert model.config.architectures == ["LlamaForCausalLM"], "the model's own config is left as it was"
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path)).__name__ == "LlamaForCausalLM"
+    loaded = from_pretrained(tmp_path)
+    assert loaded.cc.transform_matrix.equal(model.cc.transform_matrix)
+    loaded.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+
+
+@pytest.mark.parametrize(
+    ("fitted", "plain", "message"), [(False, False, "a Transform Matrix"), (True, True, "got both")]
+)
+def test_serve_refuses_what_would_not_connect(tmp_path, fitted, plain, message):
+    model = patch_model(tiny_model())
+    if fitted:
+        model.cc.transform_matrix = random_matrix(model)
+    with pytest.raises(ValueError, match=f"serve: expected .*{message}"):
+        model.save_pretrained(tmp_path, serve=True, plain=plain)
+    assert not list(tmp_path.iterdir())
+
+
+def test_serve_refuses_an_adapter(tmp_path):
+    """What transformers saves is then the adapter alone."""
+    model = patch_model(tiny_model())
+    model.cc.transform_matrix = random_matrix(model)
+    model._hf_peft_config_loaded = True  # as transformers' add_adapter sets it
+    with pytest.raises(ValueError, match="serve: expected a model without adapters"):
+        model.save_pretrained(tmp_path, serve=True)
