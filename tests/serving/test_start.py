@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from operator import attrgetter
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from cc_model import from_pretrained, patch_model
 from cc_model.integrations.vllm.names import NAMES, check_names
+from cc_model.integrations.vllm.scheduler import make_scheduler
 from cc_model.testing import tiny_model
 
 
@@ -30,13 +32,32 @@ def settings(folder, **options):
         ({"enable_lora": True}, "LoRA adapters"),
         ({"load_format": "dummy"}, "load_format=dummy"),
         ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "scheduler_cls="),
-        ({"compilation_config": {"pass_config": {"enable_sp": True}}}, "sequence parallelism"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_settings_that_cannot_be_exact(folder, options, name):
     with pytest.raises(ValueError, match=f"cannot be served with .*{name}"):
         settings(folder, **options)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "name"),
+    [
+        ("compilation_config.pass_config.enable_sp", True, "sequence parallelism"),
+        ("parallel_config.prefill_context_parallel_size", 2, "prefill_context_parallel_size above 1"),
+        ("parallel_config.decode_context_parallel_size", 2, "decode_context_parallel_size above 1"),
+        ("parallel_config.enable_dbo", True, "enable_dbo"),
+        ("cache_config.kv_sharing_fast_prefill", True, "kv_sharing_fast_prefill"),
+        ("model_config.runner_type", "pooling", "a pooling runner"),
+    ],
+)
+def test_settings_that_a_cpu_turns_off(folder, place, value, name):
+    """vLLM's CPU platform resets them, so they are set after it; the scheduler is refused all the same."""
+    made = settings(folder)
+    owner, _, field = place.rpartition(".")
+    setattr(attrgetter(owner)(made), field, value)
+    with pytest.raises(ValueError, match=f"cannot be served with .*{name}"):
+        make_scheduler(vllm_config=made)
 
 
 def test_cohere_is_not_split(tmp_path):
