@@ -39,6 +39,17 @@ def answering(tmp_path_factory):
     return model, tokenizer, folder
 
 
+def wait_for(process, address, log, seconds=900):
+    """Until the server answers; a busy machine takes minutes to import it."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            return urllib.request.urlopen(f"{address}/health", timeout=5)
+        except OSError:
+            time.sleep(1)
+    raise RuntimeError(f"the server did not start:\n{log.read_text()[-3000:]}")
+
+
 @pytest.fixture(scope="module")
 def server(answering, tmp_path_factory):
     """`vllm serve` of a folder that was saved as ever, told by an option to connect; its address and its log."""
@@ -56,14 +67,7 @@ def server(answering, tmp_path_factory):
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
     address = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(240):
-            if process.poll() is not None:
-                raise RuntimeError(f"the server ended:\n{log.read_text()[-3000:]}")
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=2)
-                break
-            except OSError:
-                time.sleep(1)
+        wait_for(process, address, log)
         yield address
     finally:
         process.terminate()
