@@ -34,7 +34,7 @@ FLOORS = {
     ),
     "train": (
         ("demo", "sft", "fit_transform", "generate", "evaluate", "smollm2"),
-        ("experiment", "evaluation", "data"),
+        ("experiment", "evaluation", "distillation", "data"),
         ("common",),
         ("__init__",),
     ),
