@@ -14,14 +14,17 @@ from train.common.answers import generate_batches
 
 
 class Answer(NamedTuple):
-    """A greedy answer, and its mean log-likelihood `1/n Σ log p(token | prompt, tokens before)` in nats.
+    """A greedy answer.
 
-    The token that ends the answer counts, so that an answer cut off at `max_new_tokens` is no likelier for it. An empty
-    answer is one that ended at once.
+    Args:
+        text: without special tokens; empty where the answer ended at once.
+        log_likelihood: mean `1/n Σ log p(token | prompt, tokens before)` in nats, with the token that ends the answer.
+        ended: False where the answer was cut off at `max_new_tokens`.
     """
 
     text: str
     log_likelihood: float
+    ended: bool = True
 
 
 def write_answers(
@@ -33,6 +36,9 @@ def write_answers(
     max_new_tokens: int = 64,
 ) -> Iterator[dict[int, Answer]]:
     """The teacher's greedy answers, batch by batch: by row number, so that what has been written can be kept.
+
+    The likelihood is that of the distribution that tokens are taken from: where the model's `generation_config` has a
+    repetition penalty, of the scores after it.
 
     Args:
         model: in evaluation mode; a CC model reads the rows' English prompts.
@@ -57,8 +63,18 @@ def write_answers(
     options = {"max_new_tokens": max_new_tokens, "num_beams": 1, "logits_processor": LogitsProcessorList([likelihood])}
     for chosen, tokens in generate_batches(model, collator, rows, batch_size, pivot, **options):
         texts = collator.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        sure = likelihood.of(tokens)
-        yield {index: Answer(text.strip(), value) for index, text, value in zip(chosen, texts, sure, strict=True)}
+        found = likelihood.of(tokens)
+        yield {index: Answer(text.strip(), *sure) for index, text, sure in zip(chosen, texts, found, strict=True)}
+
+
+def all_answers(
+    model: Any, collator: ParallelCollator, rows: Sequence[Mapping[str, Any]], **options: Any
+) -> list[Answer]:
+    """The answers of `write_answers` in the order of the rows; `options` are its own."""
+    answers: dict[int, Answer] = {}
+    for part in write_answers(model, collator, rows, **options):
+        answers |= part
+    return [answers[number] for number in range(len(rows))]
 
 
 class _Likelihood(LogitsProcessor):
@@ -87,11 +103,12 @@ class _Likelihood(LogitsProcessor):
         self.count += self.going
         self.going = self.going & ~torch.isin(chosen, torch.tensor(self.ends, device=chosen.device))
 
-    def of(self, tokens: Tensor) -> list[float]:
-        """Mean log-likelihood of each row of the call that gave `tokens` `(B, N)`; ready for the next call."""
+    def of(self, tokens: Tensor) -> list[tuple[float, bool]]:
+        """Mean log-likelihood, and whether it ended, of each row of the call that gave `tokens` `(B, N)`."""
         self._add(tokens[:, -1])
         self.before = None
-        return [round(value, 4) for value in (self.total / self.count).tolist()]
+        means = (self.total / self.count).tolist()
+        return [(round(mean, 4), not going) for mean, going in zip(means, self.going.tolist(), strict=True)]
 
 
-__all__ = ["Answer", "write_answers"]
+__all__ = ["Answer", "all_answers", "write_answers"]
