@@ -134,7 +134,9 @@ def _prompts(options: DistilArguments, data: DataArguments, console: Console) ->
         raise ValueError(f"prompts: {error}") from error
     found = [row for row in rows if has_pivot(row)]
     if not found:
-        raise ValueError(f"prompts: expected rows with instruction_en, which the teacher reads, got none of {len(rows)}")
+        raise ValueError(
+            f"prompts: expected rows with instruction_en, which the teacher reads, got none of {len(rows)}"
+        )
     if len(found) < len(rows):
         say(console, f"{len(rows) - len(found):,} prompts have no English version and are left out")
     return found

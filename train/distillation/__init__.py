@@ -6,11 +6,11 @@
 | `selection` | which answers are kept, and what was kept |
 | `store` | the answers on disk, written batch by batch |
 
-`python -m train.distil` does all of it. From Python, with `prompts` a list of rows with `instruction` and `instruction_en`:
+`python -m train.distil` does all of it. From Python, where `prompts` are rows with `instruction` and `instruction_en`:
 
     teacher, collator = load_trained("runs/cc")
     taught = taught_rows(prompts, all_answers(teacher, collator, prompts), threshold=-0.5)
-    trainer = make_trainer(student, PlainCollator(...), labelled + taught, arguments)
+    make_trainer(student, collator, labelled + taught, arguments).train()
 
 Example:
     >>> from cc_model import ParallelCollator, patch_model

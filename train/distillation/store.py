@@ -18,8 +18,8 @@ PROMPTS = ("instruction", "instruction_en", "messages", "messages_en")
 class AnswerFile:
     """The answers of one teacher to one list of prompts, in `answers.jsonl`.
 
-    A line has the number of its row, the row's prompt columns, `output`, `log_likelihood` and `ended`. It is written with
-    its batch; a line that was not written to its end is answered again.
+    A line has the number of its row, the row's prompt columns, `output`, `log_likelihood` and `ended`. It is written
+    with its batch; a line that was not written to its end is answered again.
 
     Args:
         folder: of the file.
@@ -59,11 +59,15 @@ class AnswerFile:
     def add(self, answers: Mapping[int, Answer]) -> None:
         """Write a batch."""
         lines = [
-            {"row": number, **_prompt(self.rows[number]), "output": answer.text, **answer._asdict()}
+            {
+                "row": number,
+                **_prompt(self.rows[number]),
+                "output": answer.text,
+                "log_likelihood": answer.log_likelihood,
+                "ended": answer.ended,
+            }
             for number, answer in answers.items()
         ]
-        for line in lines:
-            del line["text"]
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json_lines(lines))
         self.answers |= answers
@@ -86,8 +90,8 @@ class AnswerFile:
             number = line["row"]
             if not 0 <= number < len(self.rows) or _prompt(line) != _prompt(self.rows[number]):
                 raise ValueError(
-                    f"prompts: {where} of {self.path} answers another prompt than row {number} of these; go on with the "
-                    "same prompts, answer anew with --overwrite, or choose another folder"
+                    f"prompts: {where} of {self.path} answers another prompt than row {number} of these; go on with "
+                    "the same prompts, answer anew with --overwrite, or choose another folder"
                 )
             self.answers[number] = Answer(line["output"], line["log_likelihood"], line["ended"])
 

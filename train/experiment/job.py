@@ -91,7 +91,9 @@ def _teaching(settings: Settings, name: str, model: Any, collator: ParallelColla
     return {
         "halves": data.halves,
         "tokens": token_costs(collator, data, settings.conditions[name].method),
-        "answers": [[*answer, int(mark)] for answer, mark in zip(answers, right, strict=True)],
+        "answers": [
+            [answer.text, answer.log_likelihood, int(mark)] for answer, mark in zip(answers, right, strict=True)
+        ],
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from cc_model.data.collator import ParallelCollator
 from train.common.modes import ENGLISH, VANILLA, answering
 from train.distillation.selection import taught_rows
-from train.distillation.teacher import Answer, write_answers
+from train.distillation.teacher import Answer, all_answers
 from train.experiment.data import Data
 from train.experiment.settings import BOTH, CC, TRUTH, Settings
 
@@ -57,11 +57,9 @@ def teach(settings: Settings, name: str, model: Any, collator: ParallelCollator,
     method = settings.conditions[name].method
     longest = max(len(collator.tokenizer(row["output"])["input_ids"]) for row in data.train)
     rows = with_english(data.prompts) if method == BOTH else data.prompts
-    answers: dict[int, Answer] = {}
+    options = {"batch_size": settings.eval_batch_size, "max_new_tokens": longest + 2}
     with answering(model, ENGLISH if method == CC else VANILLA) as english:
-        for part in write_answers(model, collator, rows, settings.eval_batch_size, english, longest + 2):
-            answers |= part
-    return [answers[number] for number in range(len(rows))]
+        return all_answers(model, collator, rows, pivot=english, **options)
 
 
 def token_costs(collator: ParallelCollator, data: Data, method: str) -> dict[str, float]:
