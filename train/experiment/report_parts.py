@@ -18,13 +18,15 @@ def compared(settings: Settings, results: Results) -> str:
     seeds = sorted({result["seed"] for result in results})
     model = "SmolLM2-135M-Instruct" if "smollm2" in str(settings.model) else settings.model or "a new Llama"
     some = results[0]
+    same = "the same split, the same first weights and the same batches in the same order"
+    if settings.taught:
+        same = "the same split and the same first weights; students have more rows, and so other batches"
     return (
         f"Model: {model}, {min(result['parameters'] for result in results):,} parameters. Data: questions about "
         f"territories (CLDR), {len(settings.languages)} languages ({', '.join(settings.languages)}), "
         f"{number_range(results, 'train_rows')} training rows; {settings.steps} steps of {settings.batch_size} rows, "
         f"peak learning rate {settings.learning_rate:g}, cosine; seeds {', '.join(map(str, seeds))}. "
-        "For a seed all conditions have "
-        f"the same split, the same first weights and the same batches in the same order. Device: {some['device']}"
+        f"For a seed all conditions have {same}. Device: {some['device']}"
         f"{', under autocast to bf16' if settings.bf16 else ''}."
     )
 
