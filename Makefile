@@ -8,7 +8,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 
 .PHONY: help demo test bench check format clean
 help:
-	@echo "make demo    train, fit and generate on real data in about 4 minutes (at most 6); writes runs/demo/report.md"
+	@echo "make demo    a model that reads English teaches a plain one, on real data (at most 6 minutes); writes runs/demo/report.md"
 	@echo "make test    run the tests"
 	@echo "make bench   time every op against its baselines (2 minutes on a CPU); writes runs/benchmarks"
 	@echo "make check   ruff (lint and format) and mypy"

@@ -112,7 +112,9 @@ def _words(results: Results) -> list[str]:
     gain = _compared(results, STUDENT, VANILLA, "A")
     conclusion = f"is **not clearly different** from plain fine-tuning: {verdict(gain)}. This run shows no gain"
     if gain.clear and gain.mean > 0:
-        conclusion = f"**answers more than plain fine-tuning**: {verdict(gain)}. It costs nothing when it answers"
+        conclusion = (
+            f"**answers more than plain fine-tuning**: {verdict(gain)}. An answer costs what a plain model's costs"
+        )
     elif gain.clear:
         conclusion = f"is **worse** than plain fine-tuning: {verdict(gain)}. This run shows a loss"
     return [
@@ -128,8 +130,8 @@ def _words(results: Results) -> list[str]:
         f"- The same facts asked in English, which all models saw in training: *{VANILLA}* answers {known[VANILLA]}, "
         f"*cc* {known[OFF]}. What a model does not know in English, it cannot carry over.",
         "- The intervals (95 %, Student's t) are over questions, in pairs. They say what other questions would change, "
-        "not what another seed would. The seeds 0 to 2 of this setting, run once, are in `docs/experiments/demo`, and "
-        "more seeds at two sizes, with fair baselines, in `docs/experiments/distil`.",
+        "not what another seed would. The seeds 0 to 2 of this setting, run once, are in `docs/experiments/demo`; "
+        "`docs/experiments` has more, with fair baselines: a plain teacher that reads both questions is among them.",
         "- The models have seen nothing but these sentences. What the method does for a pretrained one is for "
         "`train.experiment` or `train.evaluate` to say.",
     ]
