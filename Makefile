@@ -12,7 +12,7 @@ SERVING_TEST := OMP_NUM_THREADS=1 PYTHONPATH=tests/serving $(SERVING)/bin/python
 
 .PHONY: help demo test test-serving bench check format clean
 help:
-	@echo "make demo    train, fit and generate on real data in about 4 minutes (at most 6); writes runs/demo/report.md"
+	@echo "make demo    a model that reads English teaches a plain one, on real data (at most 6 minutes); writes runs/demo/report.md"
 	@echo "make test    run the tests"
 	@echo "make test-serving  run the tests of serving in vLLM, in .venv-serving; SHORT=1 leaves the long ones out"
 	@echo "make bench   time every op against its baselines (2 minutes on a CPU); writes runs/benchmarks"

@@ -33,8 +33,8 @@ FLOORS = {
         ("files",),
     ),
     "train": (
-        ("demo", "sft", "fit_transform", "generate", "evaluate", "smollm2"),
-        ("experiment", "evaluation", "data"),
+        ("demo", "distil", "sft", "fit_transform", "generate", "evaluate", "smollm2"),
+        ("experiment", "evaluation", "distillation", "data"),
         ("common",),
         ("__init__",),
     ),
@@ -89,7 +89,7 @@ def test_the_tops_are_small():
     tops = {package: {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"} for package in PACKAGES}
     assert len(tops["cc_model"]) < 14
     assert {"config", "report", "scoring", "testing", "compat"} <= tops["cc_model"]  # public import paths
-    assert tops["train"] == {"sft", "fit_transform", "generate", "evaluate", "smollm2"}
+    assert tops["train"] == {"sft", "distil", "fit_transform", "generate", "evaluate", "smollm2"}
     measuring = {"profile_fusion", "fit_matrix", "train_run", "host_time", "tune", "gpu"}
     assert tops["benchmarks"] == {*measuring, "report", "document", "families"}
 

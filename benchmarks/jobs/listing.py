@@ -120,14 +120,14 @@ _LISTED = (
     ),
     _study(
         "experiment-smollm2",
-        "does the connection help SmolLM2-135M on held-out facts",
-        200,
+        "does a teacher that reads English help a plain SmolLM2-135M, beside fair baselines",
+        300,
         "smollm2/model",
-        "train/configs/experiment_smollm2.yaml --model {prepared}/smollm2/model --jobs 10",
+        "train/configs/experiment_distil_smollm2.yaml --model {prepared}/smollm2/model --jobs 10",
     ),
     _study(
         "experiment-llama",
-        "the same on a small Llama from scratch",
+        "does the connection help a small Llama from scratch on held-out facts",
         200,
         "llama",
         "train/configs/experiment_llama.yaml --jobs 12",

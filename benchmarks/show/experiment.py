@@ -9,14 +9,22 @@ from benchmarks.show.table import Kind, Number, Record, Table
 
 
 def _shares(record: Record) -> dict[str, dict[str, list[float]]]:
-    """By condition and way of answering, the share of correct answers of each seed."""
+    """By condition and way of answering, the share of correct answers of each seed; halves A and B apart."""
     found: dict[str, dict[str, list[float]]] = {}
     for result in record["results"]:
         modes = found.setdefault(result["condition"], {})
         for mode, of in result["modes"].items():
-            correct = of["correct"]
-            modes.setdefault(mode, []).append(correct.count("1") / max(len(correct), 1))
+            for name, correct in _parts(mode, of["correct"], result.get("halves")):
+                modes.setdefault(name, []).append(correct.count("1") / max(len(correct), 1))
     return found
+
+
+def _parts(mode: str, correct: str, halves: str | None) -> Iterator[tuple[str, str]]:
+    if halves is None:
+        yield mode, correct
+        return
+    for half in "AB":
+        yield f"{mode}, {half}", "".join(mark for mark, of in zip(correct, halves, strict=True) if of == half)
 
 
 def tables(record: Record) -> Iterator[Table]:

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from benchmarks import report
+from benchmarks.show import experiment
 from benchmarks.show.kinds import KINDS
 from benchmarks.show.table import Table
 
@@ -238,3 +239,11 @@ def test_what_is_no_record_is_refused(tmp_path, name, content, message, capsys):
 def test_a_folder_without_records_is_refused(tmp_path):
     with pytest.raises(ValueError, match="results: found no record in"):
         report.read_all([tmp_path])
+
+
+def test_halves_of_an_experiment_are_told_apart():
+    """What a student was taught and what nobody taught it are no one number."""
+    results = [{"condition": "s", "halves": "AAB", "modes": {"vanilla": {"correct": "110"}}}]
+    [found] = experiment.tables({**STUDY, "results": results})
+    assert found.rows == [["s", "100.0 %", "0.0 %", "1"]]
+    assert found.header[1:3] == ["vanilla, A", "vanilla, B"]

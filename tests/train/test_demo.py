@@ -7,9 +7,8 @@ import pytest
 from PIL import Image
 
 from train.demo.__main__ import FAST, main, parse_demo
-from train.demo.answers import MODES
+from train.demo.answers import COLUMNS, MODES
 from train.demo.report import render
-from train.experiment.statistics import by_question
 from train.generate import GenerateArguments, run_generate
 
 
@@ -32,48 +31,55 @@ def tables(report):
     return found
 
 
-def test_accuracy_table_is_the_json(demo):
+def test_accuracy_tables_are_the_json(demo):
     out, results = demo
-    table = tables((out / "report.md").read_text(encoding="utf-8"))[0]
-    assert table[0] == ["language", "questions", *MODES]
-    assert [row[0] for row in table[1:]] == list(results["accuracy"])
-    for row in table[1:]:
-        line = results["accuracy"][row[0]]
-        assert int(row[1]) == line["questions"]
-        for mode, cell in zip(MODES, row[2:], strict=True):
-            assert float(cell.removesuffix(" %")) == pytest.approx(100 * line[mode] / line["questions"], abs=0.05)
+    for table, half in zip(tables((out / "report.md").read_text(encoding="utf-8")), "AB"):
+        assert table[0] == ["language", "questions", *COLUMNS]
+        assert [row[0] for row in table[1:]] == list(results["accuracy"][half])
+        for row in table[1:]:
+            line = results["accuracy"][half][row[0]]
+            assert int(row[1]) == line["questions"]
+            for mode, cell in zip(COLUMNS, row[2:], strict=True):
+                assert float(cell.removesuffix(" %")) == pytest.approx(100 * line[mode] / line["questions"], abs=0.05)
 
 
 def test_all_is_the_sum_of_the_languages(demo):
     _, results = demo
-    *languages, total = results["accuracy"].values()
-    assert list(results["accuracy"])[-1] == "all"
-    assert all(total[key] == sum(line[key] for line in languages) for key in total)
-    assert total["questions"] == results["data"]["questions"] > 0
-    assert all(0 <= line[mode] <= line["questions"] for line in languages for mode in MODES)
+    for half in "AB":
+        *languages, total = results["accuracy"][half].values()
+        assert list(results["accuracy"][half])[-1] == "all"
+        assert all(total[key] == sum(line[key] for line in languages) for key in total)
+        assert total["questions"] == results["halves"].count(half) > 0
+        assert all(0 <= line[mode] <= line["questions"] for line in languages for mode in MODES)
+    assert len(results["halves"]) == results["data"]["questions"]
 
 
 def test_other_tables_are_the_json(demo):
     out, results = demo
-    _, answers, decisions, layers, seconds = tables((out / "report.md").read_text(encoding="utf-8"))
+    *_, answers, costs, decisions, seconds = tables((out / "report.md").read_text(encoding="utf-8"))
     assert [row[2] for row in answers[1:]] == [sample["expected"] for sample in results["samples"]]
+    assert [row[5] for row in answers[1:]] == [sample["student"].strip() for sample in results["samples"]]
     by_step = dict(zip(results["cc"]["step"], results["cc"]["decisions"], strict=True))
     for step, *cells in decisions[1:]:
         assert [float(cell.removesuffix(" %")) for cell in cells] == pytest.approx(
             [100 * share for share in by_step[int(step)]], abs=0.5
         )
-    quality = results["matrix"]
-    for row, line in zip(layers[1:], [quality["overall"], *quality["layers"]], strict=True):
-        assert [float(cell) for cell in row[1:]] == pytest.approx(
-            [line["r2"], line["cosine"], line["cosine_before"]], abs=5e-4
-        )
+    assert [row[0] for row in costs[1:]] == ["vanilla", "cc, english", "cc, matrix", "student"]
+    plain = {part: results["costs"][part]["vanilla"] for part in ("step", "first_token")}
+    for row, step, token in zip(
+        costs[1:], ("vanilla", "cc", "cc", "student"), ("vanilla", "english", "matrix", "vanilla")
+    ):
+        found = results["costs"]["step"][step], results["costs"]["first_token"][token]
+        assert float(row[2].removesuffix(" ×")) == pytest.approx(found[0] / plain["step"], abs=0.006)
+        assert float(row[4].removesuffix(" ×")) == pytest.approx(found[1] / plain["first_token"], abs=0.006)
     assert {name: float(cell) for name, cell in seconds[1:]} == pytest.approx(results["seconds"], abs=0.05)
 
 
 def test_histograms_and_losses(demo):
     _, results = demo
-    assert results["vanilla"]["step"] == results["cc"]["step"] == list(range(1, 15))
-    assert results["vanilla"]["decisions"] == []
+    for name in ("vanilla", "cc", "student"):
+        assert results[name]["step"] == list(range(1, 15))
+    assert results["vanilla"]["decisions"] == results["student"]["decisions"] == []
     assert all(sum(shares) == pytest.approx(1) for shares in results["cc"]["decisions"])
     # Same first weights and rows: before anything is learned the losses differ by the connection only.
     assert results["cc"]["loss"][0] == pytest.approx(results["vanilla"]["loss"][0], rel=1e-2)
@@ -86,39 +92,49 @@ def test_plots_and_models(demo):
         with Image.open(out / name) as image:
             assert image.size == (1050, 600)
     assert (out / "cc" / "cc_config.json").is_file()
-    assert (out / "vanilla" / "model.safetensors").is_file()
+    for name in ("vanilla", "student"):
+        assert (out / name / "model.safetensors").is_file()
+        assert not (out / name / "cc_config.json").exists()
     report = (out / "report.md").read_text(encoding="utf-8")
     assert str(out) not in report
 
 
 def made_up(results, **right):
-    """The results as if so many of 400 questions had been answered in each mode, the same ones first."""
-    correct = {mode: "1" * right[mode] + "0" * (400 - right[mode]) for mode in MODES}
-    line = {"questions": 400, **right}
-    return {**results, "correct": correct, "accuracy": {"de": line, "all": line}}
+    """The results as if so many of 200 questions of each half had been answered in each mode, the same ones first."""
+    correct = {mode: 2 * ("1" * right[mode] + "0" * (200 - right[mode])) for mode in MODES}
+    return {**results, "correct": correct, "halves": "A" * 200 + "B" * 200, "agreement": 87.4}
 
 
 def test_words_follow_the_numbers(demo):
     _, results = demo
-    right = {"guess": 100, "vanilla": 120, "matrix": 119, "english": 360, "off": 20}
-    method = "the method as a user would apply it (with the matrix)"
+    right = {"guess": 50, "vanilla": 60, "english": 180, "student": 60, "matrix": 10}
     same = render(made_up(results, **right))
-    assert f"{method} is **not clearly different** from plain fine-tuning" in same
-    assert "(−0.2 ± 0.5" not in same
-    assert "what a user gains over plain fine-tuning: −0.2 ± 0.5 points: no clear difference" in same
-    assert "*english* against *vanilla*, what the connection brings when the English question is there: +60.0 ±" in same
-    for matrix, words in ((300, "answers clearly more questions than"), (20, "is **clearly worse** than")):
-        assert f"{method} {words} plain" in render(made_up(results, **{**right, "matrix": matrix}))
+    assert "On half A the *student* is **not clearly different** from plain fine-tuning: +0.0 ± 0.0 points" in same
+    assert "*student* against its teacher (*english*), half A: −60.0 ±" in same
+    assert "the teacher's very text for 87 % of A's prompts" in same
+    assert "when the English question is there: +60.0 ± 4.8 points: clearly higher" in same
+    assert "*matrix* against *vanilla*, all questions: −25.0 ± 4.3 points: clearly lower" in same
+    for student, words in ((150, "**answers more than plain fine-tuning**: +45.0"), (20, "is **worse** than plain")):
+        assert f"On half A the *student* {words}" in render(made_up(results, **{**right, "student": student}))
+
+
+def test_each_half_is_compared_apart(demo):
+    _, results = demo
+    made = made_up(results, **dict.fromkeys(MODES, 100))
+    made["correct"]["student"] = "1" * 200 + "0" * 200  # all of A, none of B
+    report = render(made)
+    assert "On half A the *student* **answers more than plain fine-tuning**: +50.0 ±" in report
+    assert "*student* against *vanilla*, half B, about which nobody asked the teacher: −50.0 ±" in report
 
 
 def test_the_marks_are_what_the_table_counts(demo):
     _, results = demo
     for mode in MODES:
-        assert results["correct"][mode].count("1") == results["accuracy"]["all"][mode]
-        assert len(results["correct"][mode]) == results["data"]["questions"]
-    found = by_question(results["correct"]["guess"], results["correct"]["vanilla"])
-    shares = [100 * results["accuracy"]["all"][mode] / results["data"]["questions"] for mode in ("guess", "vanilla")]
-    assert found.mean == pytest.approx(shares[0] - shares[1])
+        marks = results["correct"][mode]
+        assert len(marks) == results["data"]["questions"]
+        for half in "AB":
+            mine = [mark for mark, where in zip(marks, results["halves"], strict=True) if where == half]
+            assert mine.count("1") == results["accuracy"][half]["all"][mode]
 
 
 def test_the_model_that_it_leaves_answers_with_train_generate(demo):
@@ -126,10 +142,12 @@ def test_the_model_that_it_leaves_answers_with_train_generate(demo):
     sample = results["samples"][0]
     question = sample["question"]
     answers = {}
-    for name in ("cc", "vanilla"):
-        options = GenerateArguments(str(out / name), [question], off=True, device="cpu", max_new_tokens=14)
-        answers |= {mode: texts[0] for mode, texts in run_generate(options).items()}
-    assert set(answers) == {"matrix", "off", "vanilla"}
+    for name in ("cc", "vanilla", "student"):
+        options = GenerateArguments(str(out / name), [question], device="cpu", max_new_tokens=14)
+        [(mode, (text,))] = run_generate(options).items()
+        assert mode == {"cc": "matrix"}.get(name, "vanilla")
+        answers[{"cc": "matrix"}.get(name, name)] = text
+    assert set(answers) == {"matrix", "student", "vanilla"}
     assert all(text.startswith(sample[mode]) or sample[mode].startswith(text) for mode, text in answers.items())
 
 

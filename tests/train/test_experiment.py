@@ -278,7 +278,10 @@ def test_configs_are_complete(path):
         ({"maps_of": "nothing"}, "maps_of: expected one of vanilla, cc"),
         ({"maps": {"odd": {"rigde": 1}}}, r"maps: odd: expected some of ridge, .*, got \['rigde'\]"),
         ({"steps": 0}, "expected seeds, and steps"),
-        ({"conditions": {"vanilla": {"method": "plain"}}}, "conditions: vanilla: method: expected 'vanilla' or 'cc'"),
+        (
+            {"conditions": {"vanilla": {"method": "plain"}}},
+            "conditions: vanilla: method: expected one of vanilla, cc, both, got 'plain'",
+        ),
         ({"conditions": {"vanilla": {"hardd": True}}}, "conditions: vanilla: config: unknown key 'hardd'"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 from train.experiment.pool import read_results
 from train.experiment.report import render
 from train.experiment.settings import Condition, Settings, read_settings
-from train.experiment.statistics import difference, estimate, student_t
+from train.experiment.statistics import accuracy, by_seed, difference, estimate, of_half, signed, student_t
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "train" / "configs"
@@ -65,3 +65,43 @@ def test_committed_reports_say_what_their_results_say(folder):
     results = read_results(folder, settings)
     assert len(results) == len((folder / "results.jsonl").read_text().splitlines())  # all are of these settings
     assert (folder / "report.md").read_text(encoding="utf-8") == "\n".join(render(settings, results)) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("document", "ways"),
+    [
+        (
+            "README.md",
+            ("cc matrix", "pivot_grad english", "student_pivot_grad vanilla", "both both", "student_both vanilla"),
+        ),
+        (
+            "docs/training.md",
+            ("cc matrix", "pivot_grad english", "student_pivot_grad vanilla", "both both", "student_both vanilla"),
+        ),
+        (
+            "docs/experiments/README.md",
+            (
+                *("cc english", "cc matrix", "student_cc vanilla", "pivot_grad english", "pivot_grad matrix"),
+                *("student_pivot_grad vanilla", "both both", "student_both vanilla", "self_training vanilla"),
+                "upper_bound vanilla",
+            ),
+        ),
+    ],
+)
+def test_documents_quote_the_results_of_teachers(document, ways):
+    """Differences to vanilla on A and B, in the order of the table."""
+    results = read_results(
+        ROOT / "docs/experiments/distil_small", read_settings(CONFIGS / "experiment_distil_small.yaml")
+    )
+    halves = [of_half(results, half) for half in "AB"]
+    plain = [by_seed(half, "vanilla", "vanilla", accuracy) for half in halves]
+    expected = []
+    for way in ways:
+        found = [by_seed(half, *way.split(), accuracy) for half in halves]
+        gains = [difference(one, other) for one, other in zip(found, plain)]
+        assert all(len(gain.values) == 5 for gain in gains)
+        expected.append(" | ".join(signed(gain, 1) for gain in gains))
+    text = (ROOT / document).read_text(encoding="utf-8").replace("*", "")
+    quoted = [line for line in text.splitlines() if any(f"| {pair} |" in line for pair in expected)]
+    assert len(quoted) == len(expected)
+    assert all(pair in line for pair, line in zip(expected, quoted))

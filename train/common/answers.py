@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from cc_model.data.collator import ParallelCollator
 
 
-@torch.no_grad()
 def generate_answers(
     model: Any,
     collator: ParallelCollator,
@@ -38,21 +38,37 @@ def generate_answers(
         progress: show a progress bar.
         generation: options of `model.generate`, such as `max_new_tokens=32`.
     """
-    options = {"do_sample": False, "max_new_tokens": 64, **generation}
-    order = sorted(range(len(rows)), key=lambda index: len(_question(rows[index])))
     answers = [""] * len(rows)
     with tqdm(total=len(rows), desc=description, unit="row", disable=not progress) as bar:
-        for start in range(0, len(rows), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = collator.prompts([rows[index] for index in chosen], pivot=pivot)
-            if not hasattr(model, "cc"):
-                batch = {key: value for key, value in batch.items() if key in ("input_ids", "attention_mask")}
-            batch = {key: value.to(model.device) for key, value in batch.items()}
-            tokens = model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :]
+        for chosen, tokens in generate_batches(model, collator, rows, batch_size, pivot, **generation):
             for index, text in zip(chosen, collator.tokenizer.batch_decode(tokens, skip_special_tokens=True)):
                 answers[index] = text.strip()
             bar.update(len(chosen))
     return answers
+
+
+@torch.no_grad()
+def generate_batches(
+    model: Any,
+    collator: ParallelCollator,
+    rows: Sequence[Mapping[str, Any]],
+    batch_size: int,
+    pivot: bool,
+    **generation: Any,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Batch by batch, the numbers of its rows and the tokens that follow their prompts `(B, N)`; as `generate_answers`.
+
+    Shorter answers are padded on the right. Rows are batched by length, so that little of a prompt is padding.
+    """
+    options = {"do_sample": False, "max_new_tokens": 64, **generation}
+    order = sorted(range(len(rows)), key=lambda index: len(_question(rows[index])))
+    for start in range(0, len(rows), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = collator.prompts([rows[index] for index in chosen], pivot=pivot)
+        if not hasattr(model, "cc"):
+            batch = {key: value for key, value in batch.items() if key in ("input_ids", "attention_mask")}
+        batch = {key: value.to(model.device) for key, value in batch.items()}
+        yield chosen, model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :]
 
 
 def _question(row: Mapping[str, Any]) -> str:
@@ -73,4 +89,4 @@ def _plain(text: str) -> str:
     return unicodedata.normalize("NFC", text).strip().casefold()
 
 
-__all__ = ["generate_answers", "is_correct"]
+__all__ = ["generate_answers", "generate_batches", "is_correct"]

@@ -188,6 +188,7 @@ def parse(
     description: str,
     arguments: Sequence[str] | None = None,
     renamed: Mapping[str, str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> tuple[Any, ...]:
     """One instance per dataclass in `groups`, from a YAML file (first argument, if it ends in .yaml) and options.
 
@@ -199,6 +200,7 @@ def parse(
         description: text shown by `--help`.
         arguments: the command line; None for that of the process.
         renamed: options of an earlier version and their names now; they work, and what is new is said.
+        defaults: of options whose default in this program is another than their dataclass's.
 
     Example:
         >>> data, = parse([DataArguments], "demo", "An example.", ["--dataset", "rows.jsonl", "--max_samples", "10"])
@@ -217,6 +219,7 @@ def parse(
         allow_abbrev=False,
         add_help=False,
     )
+    parser.set_defaults(**(defaults or {}))
     asked = parser.add_argument_group("help")
     asked.add_argument("--help", "-h", action="help", help="Show this.", default=argparse.SUPPRESS)
     asked.add_argument("--help_all", action="help", help="Show every option.", default=argparse.SUPPRESS)

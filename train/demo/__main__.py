@@ -1,8 +1,8 @@
-"""`make demo`: train a small Llama on real data with and without the connection, fit, answer, report.
+"""`make demo`: a connected model that reads English answers questions, and a plain model learns its answers. Real data.
 
 The steps are those of `train.experiment`, with one seed; the demo shows them one after the other.
 
-python -m train.demo                      # about four minutes on two CPU cores; writes runs/demo/report.md
+python -m train.demo                      # about five minutes on two CPU cores; writes runs/demo/report.md
 python -m train.demo --steps 300 --seed 1 --languages en de ja --out runs/short
 """
 
@@ -29,43 +29,27 @@ from train.common.files import output_folder
 from train.common.models import save_options
 from train.common.modes import ENGLISH, MATRIX, OFF, VANILLA
 from train.data import LANGUAGES
-from train.demo.answers import MODES, curves, guesses, layer_quality, samples, score
+from train.demo.answers import COLUMNS, GUESS, MODES, STUDENT, curves, guesses, samples, score
+from train.demo.costs import first_token_costs
 from train.demo.report import plot, render, share
-from train.experiment.data import load
+from train.distillation.teacher import Answer
+from train.experiment.data import Data, load
 from train.experiment.job import answer, fit, make_model, marks, train
-from train.experiment.settings import Condition, Settings
+from train.experiment.settings import Settings, read_settings
+from train.experiment.teaching import teach, training_data
 
 CC = "cc"
-SCRATCH = {
-    "model_type": "llama",
-    "hidden_size": 128,
-    "intermediate_size": 341,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 512,
-    "tie_word_embeddings": True,
-    "initializer_range": 0.08,  # the usual 0.02 suits wide models; here it costs hundreds of steps
-}
-DEMO = Settings(
-    conditions={VANILLA: Condition(VANILLA), CC: Condition(CC)},
-    scratch=SCRATCH,
-    seeds=(0,),
-    steps=1100,
-    learning_rate=2e-3,
-    questions=10_000,  # all
-    eval_batch_size=64,
-)
+DEMO = read_settings(Path(__file__).parents[1] / "configs" / "experiment_demo.yaml")
 FAST = replace(
     DEMO,
-    scratch={**SCRATCH, "hidden_size": 32, "intermediate_size": 85, "num_hidden_layers": 2},
+    scratch={**(DEMO.scratch or {}), "hidden_size": 32, "intermediate_size": 85, "num_hidden_layers": 2},
     vocab_size=600,
     languages=("en", "de", "ja"),
     relations=("currency",),
     steps=12,
     batch_size=8,
     fit_pairs=48,
-    questions=12,
+    questions=24,
 )
 T = TypeVar("T")
 
@@ -76,12 +60,13 @@ class _Clock:
     def __init__(self, console: Console, steps: int) -> None:
         self.console, self.steps = console, steps
         self.seconds: dict[str, float] = {}
+        self.busy: dict[str, float] = {}  # processor time
 
     def run(self, name: str, step: Callable[..., T], *args: Any, **options: Any) -> T:
         self.console.rule(f"{len(self.seconds) + 1}/{self.steps}  {name}", align="left")
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         result = step(*args, **options)
-        self.seconds[name] = time.perf_counter() - start
+        self.seconds[name], self.busy[name] = time.perf_counter() - start, time.process_time() - busy
         return result
 
 
@@ -104,38 +89,35 @@ def run_demo(settings: Settings, out: Path, console: Console | None = None) -> d
 
 
 def _run(settings: Settings, out: Path, console: Console) -> dict[str, Any]:
-    clock, (seed,) = _Clock(console, steps=6), settings.seeds
+    clock, (seed,) = _Clock(console, steps=8), settings.seeds
     data = clock.run("build the data", load, settings, seed)
-    say(console, f"{len(data.train):,} training rows, {len(data.questions)} questions")
+    say(console, f"{len(data.train):,} training rows, {len(data.questions)} questions, {len(data.prompts)} prompts")
     models, logs = {}, {}
+    answers: list[Answer] = []
     for name, condition in settings.conditions.items():
         model, collator = make_model(settings, condition, data, seed)
-        step = (settings, condition, model, collator, data, seed)
+        rows = training_data(settings, name, data, {"answers": answers})
+        step = (settings, condition, model, collator, rows, seed)
         trained = clock.run(f"train {name}", train, *step, logs=45, title=name, console=console)
         models[name], logs[name] = model.eval(), trained.log
-        _save(out / name, model, collator, settings)
+        if name == CC:
+            answers = clock.run("the teacher answers half A's prompts", teach, settings, CC, model, collator, data)
     cc = models[CC]
-    quality = clock.run("fit the Transform Matrix", fit, settings, cc, collator, data, holdout=0.1, seed=seed)
-    cc.save_pretrained(out / CC)
-    answers = clock.run("answer held-out questions", _answer, settings, models, collator, data.questions)
-    known = clock.run("ask the same in English", _answer, settings, models, collator, data.known, (VANILLA, OFF))
-    correct = {mode: marks(answers.get(mode) or guesses(data), data.questions) for mode in MODES}
-    results: dict[str, Any] = {
+    clock.run("fit the Transform Matrix", fit, settings, cc, collator, data)
+    for name, model in models.items():
+        _save(out / name, model, collator, settings)
+    found = clock.run("answer held-out questions", _answer, settings, models, collator, data)
+    results = {
         "settings": asdict(settings),
         "versions": {"cc-tuning": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
         "parameters": sum(parameter.numel() for parameter in models[VANILLA].parameters()),
-        "data": {
-            "train_rows": len(data.train),
-            "held_out_rows": data.held_out,
-            "questions": len(data.questions),
-            "known_in_english": len(data.known),
+        "agreement": _agreement(teach(settings, STUDENT, models[STUDENT], collator, data), answers),
+        **found,
+        "costs": {
+            "step": {name: 1000 * clock.busy[f"train {name}"] / settings.steps for name in models},
+            "first_token": clock.run("measure the first token", _first_token, models, collator, data),
         },
-        "correct": correct,
-        "accuracy": score(data, correct),
-        "known_in_english": {mode: marks(texts, data.known).count("1") for mode, texts in known.items()},
-        "samples": samples(data, {**answers, "guess": guesses(data)}),
         **{name: curves(log) for name, log in logs.items()},
-        "matrix": layer_quality(quality),
         "seconds": clock.seconds,
     }
     write_text(out / "results.json", json.dumps(results, indent=1, ensure_ascii=False) + "\n")
@@ -146,6 +128,17 @@ def _run(settings: Settings, out: Path, console: Console) -> dict[str, Any]:
     return results
 
 
+def _agreement(one: Sequence[Answer], other: Sequence[Answer]) -> float:
+    """Percent of prompts with the same text."""
+    return 100 * sum(a.text == b.text for a, b in zip(one, other, strict=True)) / len(one)
+
+
+def _first_token(models: dict[str, Any], collator: Any, data: Data) -> dict[str, float]:
+    return first_token_costs(
+        {VANILLA: models[VANILLA], ENGLISH: models[CC], MATRIX: models[CC]}, collator, data.questions
+    )
+
+
 def _save(folder: Path, model: Any, collator: Any, settings: Settings) -> None:
     """Write a model as `train.sft` leaves one."""
     model.save_pretrained(folder)
@@ -153,26 +146,43 @@ def _save(folder: Path, model: Any, collator: Any, settings: Settings) -> None:
     save_options(folder, {"collator": {"max_length": settings.max_length}})
 
 
-def _answer(
-    settings: Settings,
-    models: dict[str, Any],
-    collator: Any,
-    rows: Sequence[Any],
-    modes: Sequence[str] = (VANILLA, OFF, MATRIX, ENGLISH),
-) -> dict[str, list[str]]:
-    of = {mode: models.get(mode, models[CC]) for mode in modes}
-    return {mode: answer(settings, model, collator, rows, mode, progress=True) for mode, model in of.items()}
+def _answer(settings: Settings, models: dict[str, Any], collator: Any, data: Data) -> dict[str, Any]:
+    """Answers to the questions in every mode, and to the same in English, as the results of the report."""
+    ways = {VANILLA: (VANILLA, VANILLA), ENGLISH: (CC, ENGLISH), STUDENT: (STUDENT, VANILLA), MATRIX: (CC, MATRIX)}
+    answers = {GUESS: guesses(data)}
+    for name, (model, mode) in ways.items():
+        answers[name] = answer(settings, models[model], collator, data.questions, mode, progress=True)
+    known = {
+        mode: marks(answer(settings, models[name], collator, data.known, mode), data.known).count("1")
+        for name, mode in ((VANILLA, VANILLA), (CC, OFF))
+    }
+    correct = {mode: marks(answers[mode], data.questions) for mode in MODES}
+    return {
+        "data": {
+            "train_rows": len(data.train),
+            "held_out_rows": data.held_out,
+            "questions": len(data.questions),
+            "prompts": len(data.prompts),
+            "known_in_english": len(data.known),
+        },
+        "halves": data.halves,
+        "correct": correct,
+        "accuracy": score(data, correct),
+        "known_in_english": known,
+        "samples": samples(data, answers),
+    }
 
 
 def accuracy_table(results: dict[str, Any]) -> Table:
-    """Held-out accuracy per language as a rich table."""
-    table = Table("language", "questions", *MODES, title="Held-out accuracy")
+    """Held-out accuracy per language, half A, and half B as a whole, as a rich table."""
+    table = Table("half A", "questions", *COLUMNS, title="Held-out accuracy")
     for column in table.columns[1:]:
         column.justify = "right"
-    for language, line in results["accuracy"].items():
+    lines = {**results["accuracy"]["A"], "half B": results["accuracy"]["B"]["all"]}
+    for language, line in lines.items():
         table.add_row(
-            language, str(line["questions"]), *(share(line[mode], line["questions"]) for mode in MODES),
-            end_section=language == list(results["accuracy"])[-2:][0],
+            language, str(line["questions"]), *(share(line[mode], line["questions"]) for mode in COLUMNS),
+            end_section=language in list(lines)[-3:-1],
         )  # fmt: skip
     return table
 
@@ -181,9 +191,10 @@ def parse_demo(arguments: Sequence[str] | None = None) -> tuple[Settings, Path]:
     """The command line as settings and output folder."""
     parser = argparse.ArgumentParser(
         prog="python -m train.demo",
-        description="Train a small Llama from scratch on real questions in several languages, once plainly and once "
-        "with the cross-lingual connection; fit the Transform Matrix; answer held-out questions; write a report with "
-        "plots. Needs no network and no GPU.",
+        description="Train a small Llama from scratch on real questions in several languages, plainly and with the "
+        "cross-lingual connection; let the connected model, which reads English, answer prompts without an answer; "
+        "train a plain student on its answers; ask held-out questions; write a report with plots. Needs no network and "
+        "no GPU.",
     )
     parser.add_argument("--steps", type=int, help=f"training steps of each model; default: {DEMO.steps}")
     parser.add_argument("--seed", type=int, default=0, help="of weights, data order and split; default: 0")

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cc_model.integrations.trainer import histogram
-from train.common.modes import ENGLISH, MATRIX, OFF, VANILLA
+from train.common.modes import ENGLISH, MATRIX, VANILLA
 from train.experiment.data import Data
 
-GUESS = "guess"
-MODES = (GUESS, VANILLA, OFF, MATRIX, ENGLISH)
+GUESS, STUDENT = "guess", "student"
+COLUMNS = (GUESS, VANILLA, ENGLISH, STUDENT)  # of the tables of accuracy
+MODES = (*COLUMNS, MATRIX)
 
 
 def guesses(data: Data) -> list[str]:
@@ -23,26 +24,29 @@ def guesses(data: Data) -> list[str]:
     return [counts[row["language"], row["relation"]].most_common(1)[0][0] for row in data.questions]
 
 
-def score(data: Data, correct: Mapping[str, str]) -> dict[str, dict[str, int]]:
-    """Correct answers per language and mode, and the number of questions under `"questions"`; `"all"` is the sum."""
-    table: dict[str, dict[str, int]] = {}
-    for index, row in enumerate(data.questions):
+def score(data: Data, correct: Mapping[str, str]) -> dict[str, dict[str, dict[str, int]]]:
+    """For each half, correct answers per language and mode, and the number of questions; `"all"` is the sum."""
+    halves: dict[str, dict[str, dict[str, int]]] = {"A": {}, "B": {}}
+    for index, (row, half) in enumerate(zip(data.questions, data.halves, strict=True)):
         for key in (row["language"], "all"):
-            line = table.setdefault(key, dict.fromkeys(("questions", *MODES), 0))
+            line = halves[half].setdefault(key, dict.fromkeys(("questions", *MODES), 0))
             line["questions"] += 1
             for mode in MODES:
                 line[mode] += int(correct[mode][index])
-    table["all"] = table.pop("all")
-    return table
+    for table in halves.values():
+        table["all"] = table.pop("all", dict.fromkeys(("questions", *MODES), 0))
+    return halves
 
 
 def samples(data: Data, answers: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
-    """The first held-out question of each language, its relations by turns, with every mode's answer."""
+    """The first question of half A in each language, its relations by turns, with every mode's answer."""
     chosen: dict[tuple[str, str], int] = {}
-    relations = sorted({row["relation"] for row in data.questions})
-    languages = list(dict.fromkeys(row["language"] for row in data.questions))
+    asked = [index for index, half in enumerate(data.halves) if half == "A"]
+    relations = sorted({data.questions[index]["relation"] for index in asked})
+    languages = list(dict.fromkeys(data.questions[index]["language"] for index in asked))
     for number, language in enumerate(languages):
-        for index, row in enumerate(data.questions):
+        for index in asked:
+            row = data.questions[index]
             if row["language"] == language and row["relation"] == relations[number % len(relations)]:
                 chosen.setdefault((language, row["relation"]), index)
     return [
@@ -66,18 +70,4 @@ def curves(log: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     }
 
 
-def layer_quality(report: Any) -> dict[str, Any]:
-    """R² and cosines of a fit, overall and per layer."""
-
-    def numbers(quality: Any) -> dict[str, float]:
-        return {"r2": quality.r2, "cosine": quality.cosine, "cosine_before": quality.cosine_before}
-
-    return {
-        "pairs": report.pairs,
-        "sample": report.sample,
-        "overall": numbers(report.overall),
-        "layers": [numbers(quality) for quality in report.layers],
-    }
-
-
-__all__ = ["GUESS", "MODES", "curves", "guesses", "layer_quality", "samples", "score"]
+__all__ = ["COLUMNS", "GUESS", "MODES", "STUDENT", "curves", "guesses", "samples", "score"]

@@ -33,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, help="instead of the config's")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the config's")
     parser.add_argument("--backend", choices=BACKENDS, help="kernels, instead of the config's; auto: Triton on a GPU")
-    parser.add_argument("--only", nargs="+", metavar="CONDITION", help="these conditions; vanilla is always run")
+    parser.add_argument(
+        "--only", nargs="+", metavar="CONDITION", help="these conditions, and with them vanilla and their teachers"
+    )
     parser.add_argument("--prepare", metavar="DIR", help="only write the rows there, for a machine without Babel")
     parser.add_argument("--report", action="store_true", help="only write the report of what is in --out")
     options = parser.parse_args(arguments)
@@ -50,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             unknown = sorted(set(options.only) - set(settings.conditions))
             if unknown:
                 raise ValueError(f"only: expected some of {', '.join(settings.conditions)}, got {unknown}")
-            kept = {name: c for name, c in settings.conditions.items() if name in (VANILLA, *options.only)}
+            teachers = [settings.conditions[name].teacher for name in options.only]
+            wanted = (VANILLA, *options.only, *teachers)
+            kept = {name: c for name, c in settings.conditions.items() if name in wanted}
             settings = replace(settings, conditions=kept, maps=settings.maps if settings.maps_of in kept else {})
         if options.prepare:
             for path in prepare(settings, options.prepare):

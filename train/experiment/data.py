@@ -28,6 +28,8 @@ class Data:
         pairs: rows of `train` with an English version, in random order.
         known: the facts of `questions` in English, as they stand in `train`.
         held_out: number of all held-out rows.
+        halves: for each question the half of its fact, A or B.
+        prompts: all held-out rows of half A. Students read the prompts, teachers the English ones as well.
     """
 
     train: list[Row]
@@ -35,6 +37,8 @@ class Data:
     pairs: list[Row]
     known: list[Row]
     held_out: int
+    halves: str
+    prompts: list[Row]
 
 
 def load(settings: Settings, seed: int) -> Data:
@@ -42,6 +46,9 @@ def load(settings: Settings, seed: int) -> Data:
 
     A question is a held-out row (its fact is trained on in English, not in its language) whose answer occurs in
     training in that language: the others nobody could answer without knowing the language from elsewhere.
+
+    Half of the held-out facts, in all their languages, are half A, drawn with the seed; the others are half B. A fact
+    and its mirror are one.
 
     Raises:
         ValueError: no prepared files in `settings.data`, or they lack the seed; or no question is left.
@@ -60,7 +67,21 @@ def load(settings: Settings, seed: int) -> Data:
     asked = [questions[index] for index in sorted(order[: settings.questions])]
     facts = {row["fact_id"] for row in asked}
     known = [row for row in train if row["language"] == "en" and row["fact_id"] in facts]
-    return Data(train, asked, [pairs[index] for index in shuffled], known, len(held_out))
+    half = _half_a(held_out, seed)
+    halves = "".join("A" if _fact(row) in half else "B" for row in asked)
+    prompts = [row for row in held_out if _fact(row) in half]
+    return Data(train, asked, [pairs[index] for index in shuffled], known, len(held_out), halves, prompts)
+
+
+def _half_a(held_out: Iterable[Row], seed: int) -> set[tuple[str, ...]]:
+    facts = sorted(set(map(_fact, held_out)))
+    order = torch.randperm(len(facts), generator=torch.Generator().manual_seed(seed)).tolist()
+    return {facts[index] for index in order[: len(facts) // 2]}
+
+
+def _fact(row: Mapping[str, str]) -> tuple[str, ...]:
+    """What a row and its mirror have in common: currency or language, and the two codes."""
+    return row["relation"].split("_")[-1], *sorted((row["subject"], row["object"]))
 
 
 def prepare(settings: Settings, folder: str | Path) -> list[Path]:

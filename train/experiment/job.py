@@ -26,7 +26,8 @@ from train.common.models import best_device, connect, new_model, new_tokenizer, 
 from train.common.modes import ENGLISH, MATRIX, OFF, VANILLA, answering
 from train.common.training import make_trainer
 from train.experiment.data import Data, load
-from train.experiment.settings import Condition, Settings
+from train.experiment.settings import BOTH, CC, Condition, Settings
+from train.experiment.teaching import teach, token_costs, training_data, with_english
 
 IGNORE = -100
 
@@ -38,24 +39,33 @@ class Trained(NamedTuple):
     refits: list[tuple[int, float]]
 
 
-def run_job(settings: Settings, name: str, seed: int) -> dict[str, Any]:
+def run_job(settings: Settings, name: str, seed: int, teacher: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Train one condition with one seed and evaluate it.
+
+    Args:
+        settings: of the experiment.
+        name: of the condition.
+        seed: of all that is random.
+        teacher: the result of the condition's teacher with this seed, where it has one.
 
     Returns:
         `condition`, `seed`, `fingerprint`; `modes`: per way of answering `correct` (a string of 0 and 1, one per
         question) and `nll` (nats per answer token, one number per question); `maps`: the quality of each fit;
-        `losses`, `refits`, `seconds`, `backend`, `device`.
+        `losses`, `refits`, `seconds`, `backend`, `device`. With teachers also `halves`: A or B for each question;
+        `tokens`: what is read; `answers`: for each prompt of half A text, log-likelihood, and 1 if right.
     """
     condition, start = settings.conditions[name], time.perf_counter()
     logging.getLogger("cc_model").setLevel(logging.ERROR)
     data = load(settings, seed)
     model, collator = make_model(settings, condition, data, seed)
+    data = training_data(settings, name, data, teacher)
     with use_backend(settings.backend):
         trained = train(settings, condition, model, collator, data, seed)
         gc.collect()  # the trainer and its optimizer hold each other
         middle = time.perf_counter()
         with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.bf16):
             modes, maps = evaluate(settings, name, model.eval(), collator, data)
+            taught = _teaching(settings, name, model, collator, data) if settings.taught else {}
     device = model.device
     return {
         "condition": name,
@@ -71,6 +81,19 @@ def run_job(settings: Settings, name: str, seed: int) -> dict[str, Any]:
         "seconds": {"train": round(middle - start, 1), "evaluate": round(time.perf_counter() - middle, 1)},
         "backend": settings.backend,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        **taught,
+    }
+
+
+def _teaching(settings: Settings, name: str, model: Any, collator: ParallelCollator, data: Data) -> dict[str, Any]:
+    answers = teach(settings, name, model, collator, data)
+    right = marks([answer.text for answer in answers], data.prompts)
+    return {
+        "halves": data.halves,
+        "tokens": token_costs(collator, data, settings.conditions[name].method),
+        "answers": [
+            [answer.text, answer.log_likelihood, int(mark)] for answer, mark in zip(answers, right, strict=True)
+        ],
     }
 
 
@@ -84,7 +107,7 @@ def make_model(settings: Settings, condition: Condition, data: Data, seed: int) 
         tokenizer = new_tokenizer(data.train, settings.vocab_size)
         set_seed(seed)
         model = new_model(dict(settings.scratch or {}), tokenizer)
-    if condition.method != VANILLA:
+    if condition.method == CC:
         connect(model, CCConfig.from_dict(dict(condition.config)))
     collator = ParallelCollator(tokenizer, max_length=settings.max_length, share_pivots=True, loss_only=True)
     set_end_of_turn(model, collator)
@@ -152,8 +175,10 @@ def evaluate(
     settings: Settings, name: str, model: Any, collator: ParallelCollator, data: Data
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Answers and likelihoods in every mode, and the quality of every fitted map."""
-    if settings.conditions[name].method == VANILLA:
-        return {VANILLA: ask(settings, model, collator, data.questions, VANILLA)}, {}
+    method = settings.conditions[name].method
+    if method != CC:
+        questions = with_english(data.questions) if method == BOTH else data.questions
+        return {method: ask(settings, model, collator, questions, VANILLA)}, {}
     modes = {mode: ask(settings, model, collator, data.questions, mode) for mode in (ENGLISH, OFF)}
     maps: dict[str, Any] = {}
     wanted: dict[str, Mapping[str, Any]] = {MATRIX: {}}

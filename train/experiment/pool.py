@@ -16,7 +16,7 @@ from cc_model.files import write_text
 from train.common.console import open_console, say
 from train.common.files import json_lines, output_folder, read_records
 from train.common.modes import VANILLA
-from train.experiment.settings import Settings
+from train.experiment.settings import TRUTH, Settings
 
 RESULTS = "results.jsonl"
 Job = tuple[str, int]
@@ -81,8 +81,14 @@ def run_all(
                 say(console, f"time is up: {len(waiting)} jobs are left for another run")
                 waiting = []
             while waiting and len(running) < jobs:
-                job = waiting.pop(0)
-                running[pool.submit(_guarded, settings, *job)] = job
+                job = next((job for job in waiting if _ready(settings, job, results)), None)
+                if job is None:
+                    break
+                waiting.remove(job)
+                running[pool.submit(_guarded, settings, *job, _teacher(settings, job, results))] = job
+            if waiting and not running:
+                say(console, f"{len(waiting)} jobs are left out, because their teacher failed")
+                waiting = []
             for future in wait(running, return_when=FIRST_COMPLETED).done if running else ():
                 name, seed = running.pop(future)
                 result, failure = future.result()
@@ -93,6 +99,16 @@ def run_all(
                 write_text(root / RESULTS, json_lines(others + results))
                 say(console, _line(result, time.monotonic() - start))
     return results
+
+
+def _teacher(settings: Settings, job: Job, results: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The result that the job learns from, if it has ended."""
+    wanted = (settings.conditions[job[0]].teacher, job[1])
+    return next((result for result in results if (result["condition"], result["seed"]) == wanted), None)
+
+
+def _ready(settings: Settings, job: Job, results: list[dict[str, Any]]) -> bool:
+    return settings.conditions[job[0]].teacher in (None, TRUTH) or _teacher(settings, job, results) is not None
 
 
 def _line(result: dict[str, Any], elapsed: float) -> str:
@@ -111,11 +127,13 @@ def _one_thread() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def _guarded(settings: Settings, name: str, seed: int) -> tuple[dict[str, Any] | None, str]:
+def _guarded(
+    settings: Settings, name: str, seed: int, teacher: dict[str, Any] | None
+) -> tuple[dict[str, Any] | None, str]:
     from train.experiment.job import run_job
 
     try:
-        return run_job(settings, name, seed), ""
+        return run_job(settings, name, seed, teacher), ""
     except Exception:
         return None, traceback.format_exc(limit=12)
 

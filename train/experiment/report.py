@@ -10,10 +10,10 @@ from cc_model.files import write_text
 from train.common.files import output_folder
 from train.common.modes import ENGLISH, MATRIX, OFF, TITLES, VANILLA
 from train.common.reports import markdown_table
-from train.experiment.plots import plot
+from train.experiment.plots import plot, plot_taught
+from train.experiment.report_parts import asked, compared, footer, intervals, shown, training
 from train.experiment.settings import Settings
 from train.experiment.statistics import (
-    Estimate,
     accuracy,
     by_seed,
     difference,
@@ -22,6 +22,7 @@ from train.experiment.statistics import (
     signed,
     verdict,
 )
+from train.experiment.taught_report import render_taught
 
 Results = Sequence[Mapping[str, Any]]
 MODES = (OFF, MATRIX, ENGLISH)
@@ -38,12 +39,14 @@ def write_report(settings: Settings, results: Results, folder: Path) -> Path:
         raise ValueError(f"results: expected at least one of condition 'vanilla' in {folder}, got none")
     path = output_folder(folder, "out") / "report.md"
     write_text(path, "\n".join(render(settings, results)) + "\n")
-    plot(settings, results, folder)
+    (plot_taught if settings.taught else plot)(settings, results, folder)
     return path
 
 
 def render(settings: Settings, results: Results) -> list[str]:
     """The report's lines."""
+    if settings.taught:
+        return render_taught(settings, results)
     lines = [
         "# Plain fine-tuning and CC-Tuning on equal terms",
         "",
@@ -67,51 +70,31 @@ def render(settings: Settings, results: Results) -> list[str]:
     ]
     if any(name in result["modes"] for result in results for name in settings.maps):
         lines += ["", "## Maps", "", *_maps(settings, results), "", "![Maps](maps.png)"]
-    return [*lines, "", "## Training", "", *_training(settings, results), "", *_footer(settings)]
+    return [*lines, "", "## Training", "", *training(settings, results), "", *footer(settings)]
 
 
 def _set_up(settings: Settings, results: Results) -> list[str]:
-    seeds = sorted({result["seed"] for result in results})
-    model = "SmolLM2-135M-Instruct" if "smollm2" in str(settings.model) else settings.model or "a new Llama"
-    some = results[0]
-    missing = len(settings.conditions) * len(settings.seeds) - len(results)
     return [
-        f"Model: {model}, {min(result['parameters'] for result in results):,} parameters. Data: questions about "
-        f"territories (CLDR), {len(settings.languages)} languages ({', '.join(settings.languages)}), "
-        f"{_range(results, 'train_rows')} training rows; {settings.steps} steps of {settings.batch_size} rows, "
-        f"peak learning rate {settings.learning_rate:g}, cosine; seeds {', '.join(map(str, seeds))}. "
-        "For a seed all conditions have "
-        f"the same split, the same first weights and the same batches in the same order. Device: {some['device']}"
-        f"{', under autocast to bf16' if settings.bf16 else ''}.",
+        compared(settings, results),
         "",
-        f"Asked are {_range(results, 'questions')} held-out facts per seed: trained on in English, but not in the "
-        "language of the question; the answer occurs in training in that language. An answer counts when "
-        "it is exactly the expected text (greedy decoding).",
+        asked(results),
         "",
         "; ".join(f"*{mode}*: {TITLES[mode]}" for mode in (VANILLA, *MODES)) + ".",
         "",
-        "Numbers are means over seeds; ± is the half width of the 95 % interval over seeds (Student's t, paired where "
-        "a difference is shown). With so few seeds the intervals are wide, and none is corrected for the number of "
-        "comparisons: about one in twenty leaves out 0 by chance."
-        + (f" **{missing} of the planned jobs have not run.**" if missing > 0 else ""),
+        intervals(settings, results),
     ]
-
-
-def _range(results: Results, key: str) -> str:
-    least, most = (extreme(result[key] for result in results) for extreme in (min, max))
-    return f"{least:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def _table(settings: Settings, results: Results, measure: Any, unit: str, digits: int) -> list[str]:
     vanilla = by_seed(results, VANILLA, VANILLA, measure)
-    shown = _shown(estimate(list(vanilla.values())), unit, digits)
-    rows: list[tuple[str, ...]] = [(VANILLA, str(len(vanilla)), shown, "", "", "", "")]
+    plain = shown(estimate(list(vanilla.values())), unit, digits)
+    rows: list[tuple[str, ...]] = [(VANILLA, str(len(vanilla)), plain, "", "", "", "")]
     for name in settings.conditions:
         cells = {mode: by_seed(results, name, mode, measure) for mode in MODES}
         if not cells[MATRIX]:
             continue
         gain = difference(cells[MATRIX], vanilla)
-        values = [_shown(estimate(list(each.values())), unit, digits) for each in cells.values()]
+        values = [shown(estimate(list(each.values())), unit, digits) for each in cells.values()]
         rows.append((name, str(len(cells[MATRIX])), "", *values, signed(gain, digits) if gain else ""))
     return markdown_table(("condition", "seeds", VANILLA, *MODES, f"{MATRIX} − {VANILLA}"), rows)
 
@@ -170,8 +153,8 @@ def _maps(settings: Settings, results: Results) -> list[str]:
                 name,
                 f"{sum(fit['pairs'] for fit in fits) / len(fits):.0f}",
                 *(f"{sum(fit[key] for fit in fits) / len(fits):.2f}" for key in ("r2", "median_layer_r2")),
-                _shown(estimate(list(right.values())), " %", 1),
-                _shown(estimate(list(by_seed(results, settings.maps_of, name, likelihood).values())), "", 3),
+                shown(estimate(list(right.values())), " %", 1),
+                shown(estimate(list(by_seed(results, settings.maps_of, name, likelihood).values())), "", 3),
                 signed(against, 1) if against else "",
             )
         )
@@ -182,47 +165,6 @@ def _maps(settings: Settings, results: Results) -> list[str]:
         "",
         *markdown_table(head, rows),
     ]
-
-
-def _training(settings: Settings, results: Results) -> list[str]:
-    rows = []
-    for name in settings.conditions:
-        mine = [result for result in results if result["condition"] == name]
-        if mine:
-            loss = sum(sum(result["losses"][-3:]) / len(result["losses"][-3:]) for result in mine) / len(mine)
-            seconds = sum(result["seconds"]["train"] for result in mine) / len(mine)
-            refits = mine[0]["refits"]
-            fitted = f"{refits[0][1]:.2f} → {refits[-1][1]:.2f} in {len(refits)} fits" if refits else ""
-            rows.append((name, f"{loss:.3f}", f"{seconds:.0f} s", fitted))
-    return [
-        "The last losses, with what each condition reads while it trains (not comparable between conditions that read "
-        "English and those that do not), and R² of the matrix on the pairs of its fit, at the start and at the end. "
-        "Times are of jobs that shared the device.",
-        "",
-        *markdown_table(("condition", "loss", "time to train", "R² while training"), rows),
-    ]
-
-
-def _footer(settings: Settings) -> list[str]:
-    conditions = ", ".join(
-        f"`{name}` ({', '.join(f'{key} {value}' for key, value in _options(condition).items()) or 'published recipe'})"
-        for name, condition in settings.conditions.items()
-    )
-    return [f"Conditions: {conditions}.", "", "All numbers of this report come from `results.jsonl`."]
-
-
-def _options(condition: Any) -> dict[str, Any]:
-    options = dict(condition.config)
-    if condition.method == VANILLA:
-        options = {"method": VANILLA}
-    if "simulated_share" in options:
-        options |= {"ramp": condition.ramp, "refit_steps": condition.refit_steps}
-    return options
-
-
-def _shown(found: Estimate, unit: str, digits: int) -> str:
-    half = "" if found.half is None else f" ± {found.half:.{digits}f}"
-    return f"{found.mean:.{digits}f}{half}{unit}"
 
 
 __all__ = ["render", "write_report"]

@@ -15,6 +15,8 @@ import yaml
 from cc_model import CCConfig
 from train.common.modes import VANILLA
 
+CC, BOTH, TRUTH = "cc", "both", "truth"
+METHODS = (VANILLA, CC, BOTH)
 FIT_OPTIONS = ("ridge", "per_layer", "affine", "pairs")
 
 
@@ -23,21 +25,24 @@ class Condition:
     """One way to train.
 
     Args:
-        method: `"vanilla"` or `"cc"`.
+        method: `"vanilla"`, `"cc"`, or `"both"`: a plain model that reads the English question and then the question,
+            in one context, in training and when it is asked.
         config: fields of `cc_model.CCConfig`; with `simulated_share` the training uses `SimulatedTraining`.
         ramp: of `cc_model.integrations.trainer.SimulatedTraining`.
         refit_steps: of the same.
+        teacher: the condition whose answers to the prompts of half A are trained on, too; or `"truth"`: the right ones.
     """
 
-    method: str = "cc"
+    method: str = CC
     config: Mapping[str, Any] = field(default_factory=dict)
     ramp: float = 0.5
     refit_steps: int = 25
+    teacher: str | None = None
 
     def __post_init__(self) -> None:
         """Check."""
-        if self.method not in (VANILLA, "cc"):
-            raise ValueError(f"method: expected 'vanilla' or 'cc', got {self.method!r}")
+        if self.method not in METHODS:
+            raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {self.method!r}")
         CCConfig.from_dict(dict(self.config))
 
 
@@ -89,12 +94,24 @@ class Settings:
             raise ValueError("model: expected either model or scratch, got " + ("both" if self.model else "neither"))
         if self.maps and self.maps_of not in self.conditions:
             raise ValueError(f"maps_of: expected one of {', '.join(self.conditions)}, got {self.maps_of!r}")
+        for name, condition in self.conditions.items():
+            self._check_teacher(name, condition.teacher)
         for name, options in self.maps.items():
             unknown = sorted(set(options) - set(FIT_OPTIONS))
             if unknown:
                 raise ValueError(f"maps: {name}: expected some of {', '.join(FIT_OPTIONS)}, got {unknown}")
         if not self.seeds or min(self.steps, self.batch_size, self.questions, self.eval_batch_size) < 1:
             raise ValueError("expected seeds, and steps, batch_size, questions and eval_batch_size above 0")
+
+    def _check_teacher(self, name: str, teacher: str | None) -> None:
+        able = [TRUTH, *(other for other, condition in self.conditions.items() if condition.teacher is None)]
+        if teacher is not None and teacher not in able:
+            raise ValueError(f"conditions: {name}: teacher: expected one of {', '.join(able)}, got {teacher!r}")
+
+    @property
+    def taught(self) -> bool:
+        """Whether a condition has a teacher. Then all answer the prompts of half A, and halves are told apart."""
+        return any(condition.teacher for condition in self.conditions.values())
 
     def fingerprint(self, name: str) -> str:
         """A short hash of every setting on which the results of the condition `name` depend.
@@ -106,7 +123,12 @@ class Settings:
         fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in _NOT_PART_OF_A_RESULT}
         if not self.bf16:  # results from before it was an option keep their fingerprint
             del fields["bf16"]
-        fields["condition"] = dataclasses.asdict(self.conditions[name])
+        condition = self.conditions[name]
+        fields["condition"] = dataclasses.asdict(condition)
+        if not self.taught:  # as above
+            del fields["condition"]["teacher"]
+        elif condition.teacher not in (None, TRUTH):
+            fields["teacher"] = dataclasses.asdict(self.conditions[str(condition.teacher)])
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -133,7 +155,7 @@ def read_settings(path: str | Path, **overrides: Any) -> Settings:
     conditions = {}
     for name, options in (entries.pop("conditions", None) or {}).items():
         options = dict(options or {})
-        given = {key: options.pop(key) for key in list(options) if key in ("method", "ramp", "refit_steps")}
+        given = {key: options.pop(key) for key in list(options) if key in ("method", "ramp", "refit_steps", "teacher")}
         try:
             conditions[name] = Condition(config=options, **given)
         except (ValueError, TypeError) as error:
@@ -149,4 +171,4 @@ def _refuse_unknown(what: str, entries: Mapping[str, Any], kind: type) -> None:
             raise ValueError(f"{what}: unknown entry {name!r}; expected some of {', '.join(sorted(known))}")
 
 
-__all__ = ["Condition", "Settings", "read_settings"]
+__all__ = ["BOTH", "CC", "TRUTH", "Condition", "Settings", "read_settings"]

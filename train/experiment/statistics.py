@@ -99,6 +99,26 @@ def by_seed(
     }
 
 
+def of_half(results: Sequence[Mapping[str, Any]], half: str) -> list[dict[str, Any]]:
+    """The results with the questions of one half, A or B.
+
+    Example:
+        >>> of_half([{"halves": "ABA", "modes": {"vanilla": {"correct": "110", "nll": [1.0, 2.0, 3.0]}}}], "A")
+        [{'halves': 'ABA', 'modes': {'vanilla': {'correct': '10', 'nll': [1.0, 3.0]}}}]
+    """
+
+    def part(result: Mapping[str, Any], mode: Mapping[str, Any]) -> dict[str, Any]:
+        kept = [index for index, letter in enumerate(result["halves"]) if letter == half]
+        return {
+            "correct": "".join(mode["correct"][index] for index in kept),
+            "nll": [mode["nll"][index] for index in kept],
+        }
+
+    return [
+        {**result, "modes": {name: part(result, mode) for name, mode in result["modes"].items()}} for result in results
+    ]
+
+
 def by_question(one: str, other: str) -> Estimate:
     """`one − other` in points, paired by question, of the marks of two modes.
 
@@ -152,6 +172,7 @@ __all__ = [
     "difference",
     "estimate",
     "likelihood",
+    "of_half",
     "signed",
     "student_t",
     "verdict",
