@@ -91,7 +91,20 @@ HEADLINES: tuple[Headline, ...] = (
         "cc_kernels",
         {"torch.compile": "torch.compile", "liger": "Liger", "eager": "eager"},
     ),
-    Headline("training step of a 1B model ÷ plain step", "1b, train 8 x 640, pivot 512, {}, ratio", "ours", _STEP, "×"),
+    Headline(
+        "training step of a 1B model ÷ plain step, 4 translations of each English prompt",
+        "1b, train 8 x 640, pivot 512, 4 translations per prompt, {}, ratio",
+        "ours-graph",
+        {"ours": "without the CUDA graph", "vanilla-loss-only": "plain with the same head", **_STEP},
+        "×",
+    ),
+    Headline(
+        "training step of an 8B model ÷ plain step, an English prompt for each row",
+        "8b, train 2 x 640, pivot 512, {}, ratio",
+        "ours-graph",
+        {"ours": "without the CUDA graph", "vanilla-loss-only": "plain with the same head", **_STEP},
+        "×",
+    ),
     Headline("first token of a 1B model ÷ plain, eager", "1b, infer 1 x 512, {}, ratio", "ours", _PROMPT, "×"),
     Headline(
         "the same of a tiny model, 8 translations of each English prompt, the head on labels",
