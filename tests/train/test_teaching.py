@@ -9,6 +9,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from train.data import build_rows
 from train.distillation.teacher import Answer
 from train.experiment import job as jobs
 from train.experiment.__main__ import main
@@ -104,6 +105,8 @@ def test_halves_are_facts_in_all_their_languages(config):
     in_a = {link(row) for row in data.prompts}
     for row, half in zip(data.questions, data.halves, strict=True):
         assert (link(row) in in_a) == (half == "A")
+    held_out = build_rows(settings.languages, settings.relations, 0.4, 0)["held_out"]
+    assert sum(link(row) in in_a for row in held_out) == len(data.prompts)  # no mirror of one is in half B
     trained = {(row["language"], row["fact_id"]) for row in data.train}
     assert not {(row["language"], row["fact_id"]) for row in data.prompts} & trained
     assert all(row["instruction_en"] for row in data.prompts)

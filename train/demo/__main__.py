@@ -2,7 +2,7 @@
 
 The steps are those of `train.experiment`, with one seed; the demo shows them one after the other.
 
-python -m train.demo                      # about five minutes on two CPU cores; writes runs/demo/report.md
+python -m train.demo                      # about four minutes on a CPU; writes runs/demo/report.md
 python -m train.demo --steps 300 --seed 1 --languages en de ja --out runs/short
 """
 
