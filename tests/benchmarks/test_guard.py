@@ -87,7 +87,8 @@ def test_training_forward(modes, data):
     assert added["ours"] <= LAYERS + 40 + 24, "beyond that a few of one number per row or labelled token"
     assert added["hooks"] <= LAYERS + 24, "what ours is compared with must stay as good"
     assert added["published"] >= ROWS * LAYERS, "a copy for each row and layer"
-    assert counts["ours"]["synchronising_ops"] == floor["synchronising_ops"]
+    # One less than two forwards: without a mask and positions there are no packed rows, and the main pass does not ask.
+    assert counts["ours"]["synchronising_ops"] == floor["synchronising_ops"] - 1
     assert counts["hooks"]["synchronising_ops"] == floor["synchronising_ops"]
     assert counts["published"]["synchronising_ops"] - floor["synchronising_ops"] == 4 * ROWS
 
