@@ -10,6 +10,8 @@ from served import ask, generate, greedy, prompts_of, scheduler_of, serve, start
 
 from cc_model import connection_disabled
 
+VLLMValidationError = pytest.importorskip("vllm.exceptions").VLLMValidationError
+
 PROMPTS = prompts_of([3, 33, 64, 90], seed=10)
 
 
@@ -92,7 +94,7 @@ def test_plain_requests_are_those_of_a_plain_engine(model, engine, tmp_path):
     ],
 )
 def test_what_cannot_be_is_told_to_the_sender(model, engine, monkeypatch, wish, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(VLLMValidationError, match=message):
         serve(engine, [PROMPTS[1]], greedy(4, extra_args=wish))
     # Past a front end that does not know: an error of the request, and the engine serves on.
     monkeypatch.setattr("cc_model.integrations.vllm.front.request_index", lambda request: None)
@@ -102,7 +104,7 @@ def test_what_cannot_be_is_told_to_the_sender(model, engine, monkeypatch, wish, 
 
 
 def test_beam_search_is_refused(engine):
-    with pytest.raises(ValueError, match="beam search"):
+    with pytest.raises(VLLMValidationError, match="beam search"):
         engine.beam_search([{"prompt_token_ids": PROMPTS[0]}], vllm.sampling_params.BeamSearchParams(2, 4))
 
 

@@ -58,12 +58,16 @@ def refuse_settings(config: Any) -> None:
 def check_requests_in_front() -> None:
     """Check requests where their sender gets the message; models without the connection are left alone."""
     check_names("vllm.v1.engine.input_processor:InputProcessor")
+    from vllm.exceptions import VLLMValidationError
     from vllm.v1.engine.input_processor import InputProcessor
 
     def process_inputs(stock: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
         request = stock(self, *args, **kwargs)
         if stock_architecture(self.model_config.architecture):
-            request_index(request)
+            try:
+                request_index(request)
+            except ValueError as error:
+                raise VLLMValidationError(str(error)) from error  # over HTTP 400, where a ValueError is 500
         return request
 
     wrap(InputProcessor, "process_inputs", process_inputs)
@@ -78,7 +82,9 @@ def check_requests_in_front() -> None:
 
 def _no_beam_search(stock: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     if stock_architecture(self.model_config.architecture):
-        raise ValueError(
+        from vllm.exceptions import VLLMValidationError
+
+        raise VLLMValidationError(
             "beam search: vLLM sends prompt and beam as a new prompt, which would connect at its last token; send "
             "requests with extra_args cc_index, or use generate of the patched model"
         )
