@@ -62,6 +62,9 @@ class DistilArguments:
     threshold: float | None = option(
         None, "Least mean log-likelihood of an answer in nats per token, at most 0; left out: all answers are learned."
     )
+    keep: float | None = option(
+        None, "Instead of --threshold: the share of the answers that is learned, 0.5 for the likelier half."
+    )
     answers_only: bool = option(False, "Write the answers and the report on them, and train no student.")
     max_new_tokens: int = option(64, "Most tokens of an answer; one that is cut off is not learned.")
     answer_batch_size: int = option(16, "Prompts at a time.")
@@ -88,13 +91,13 @@ def run_distil(
     folder = output_folder(str(arguments.output_dir), "output_dir")
     rows = _prompts(options, data_options, console)
     answers = _answers(options, rows, folder, arguments.overwrite, console)
-    report = kept_report(answers, options.threshold)
+    report = kept_report(answers, options.threshold, options.keep)
     write_text(folder / REPORT, json.dumps(report, indent=1) + "\n")
     console.print(report_table(report))
     if options.answers_only:
         say(console, f"answers: {folder / ANSWERS}")
         return None
-    taught = taught_rows(rows, answers, options.threshold)
+    taught = taught_rows(rows, answers, options.threshold, options.keep)
     if not taught:
         raise ValueError(f"threshold: expected answers to learn from, got none of {len(answers)}; see {REPORT}")
     labelled = [dict(row) for row in load_rows(data_options)]
@@ -115,7 +118,7 @@ def _check(options: DistilArguments, data: DataArguments) -> None:
     for name in ("max_new_tokens", "answer_batch_size"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name}: expected a positive number, got {getattr(options, name)}")
-    taught_rows([], [], options.threshold)
+    taught_rows([], [], options.threshold, options.keep)
     if data.dataset is None and not options.answers_only:
         raise ValueError("dataset: expected --dataset with labelled rows, or --answers_only, got neither")
     if (count := PartialState().num_processes) > 1:
@@ -169,8 +172,9 @@ def _answers(
 
 def report_table(report: dict[str, Any]) -> Table:
     """What is kept of the answers, as a rich table."""
-    asked = "none" if report["threshold"] is None else f"{report['threshold']:g}"
-    table = Table("answers", "number", title=f"Answers of the teacher, threshold {asked}", title_justify="left")
+    asked = [f"{name} {report[name]:g}" for name in ("threshold", "keep") if report[name] is not None]
+    title = f"Answers of the teacher, {asked[0] if asked else 'threshold none'}"
+    table = Table("answers", "number", title=title, title_justify="left")
     table.columns[1].justify = "right"
     for name, number in report["numbers"].items():
         table.add_row("all" if name == "answers" else name, f"{number:,}")

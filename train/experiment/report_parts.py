@@ -92,6 +92,8 @@ def _options(condition: Any) -> dict[str, Any]:
         options = {"method": condition.method}
     if condition.teacher:
         options |= {"teacher": condition.teacher}
+    if condition.keep is not None:
+        options |= {"keep": condition.keep}
     if "simulated_share" in options:
         options |= {"ramp": condition.ramp, "refit_steps": condition.refit_steps}
     return options

@@ -45,7 +45,8 @@ def training_data(settings: Settings, name: str, data: Data, teacher: Mapping[st
     elif condition.teacher is not None:
         if teacher is None or "answers" not in teacher:
             raise ValueError(f"teacher: expected a result of {condition.teacher} with answers, got none")
-        rows = rows + taught_rows(data.prompts, [Answer(*answer[:2]) for answer in teacher["answers"]])
+        answers = [Answer(*answer[:2]) for answer in teacher["answers"]]
+        rows = rows + taught_rows(data.prompts, answers, keep=condition.keep)
     return replace(data, train=with_english(rows) if condition.method == BOTH else rows)
 
 
