@@ -1,11 +1,12 @@
-"""Let a CC model that reads English answer prompts in other languages, and train a plain model on its answers.
+"""Let a model that reads English answer prompts in other languages, and train a plain model on its answers.
 
     python -m train.distil --teacher runs/cc --prompts prompts.jsonl --dataset rows.jsonl --model Qwen/Qwen2.5-0.5B
     python -m train.distil --teacher runs/cc --prompts prompts.jsonl --output_dir runs/student --answers_only
 
-Prompts have `instruction` and `instruction_en`; answers that they may have are not read. The student trains on the
-labelled rows of `--dataset` and on the teacher's answers. By default it is a plain model: no English, no matrix and no
-connection at inference. `train.distillation` has the parts.
+The teacher is a CC model, or a plain one that reads the English question before the question (`train.sft --method
+vanilla --english_in_prompt true`). Prompts have `instruction` and `instruction_en`; answers that they may have are not
+read. The student trains on the labelled rows of `--dataset` and on the teacher's answers. By default it is a plain
+model: no English, no matrix and no connection at inference. `train.distillation` has the parts.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from cc_model.files import write_text
 from cc_model.integrations.trainer import CCTrainer
 from train.common.arguments import CollatorArguments, DataArguments, ModelArguments, SftArguments, option, parse
 from train.common.console import open_console, say
+from train.common.english_in_prompt import EnglishInPrompt
 from train.common.files import json_lines, output_folder
 from train.common.models import load_trained
-from train.common.modes import ENGLISH, answering
+from train.common.modes import ENGLISH, VANILLA, answering
 from train.common.rows import check_rows, has_pivot
 from train.data.sources import load_rows
 from train.distillation.selection import kept_report, taught_rows
@@ -37,10 +39,11 @@ from train.distillation.teacher import Answer, write_answers
 from train.sft import run_sft
 
 DESCRIPTION = (
-    "A CC model (--teacher) reads prompts with their English version and answers them in the prompts' language; a "
-    "student, plain unless --method cc, is trained on labelled rows (--dataset) and on these answers. Answers are kept "
-    "as they come, and the same command continues. The options of the student and its training are those of train.sft; "
-    "they may stand in a YAML file given first."
+    "A model that reads English (--teacher: a CC model, or a plain one trained with --english_in_prompt true) reads "
+    "prompts with their English version and answers them in the prompts' language; a student, plain unless --method "
+    "cc, is trained on labelled rows (--dataset) and on these answers. Answers are kept as they come, and the same "
+    "command continues. The options of the student and its training are those of train.sft; they may stand in a YAML "
+    "file given first."
 )
 REPORT, ROWS = "distil_report.json", "rows.jsonl"
 
@@ -51,7 +54,11 @@ class DistilArguments:
 
     _argument_group_name = "teacher"
 
-    teacher: str = option("", "Folder of a CC model, which train.sft wrote with --method cc (required).")
+    teacher: str = option(
+        "",
+        "Folder of a model that reads English, which train.sft wrote with --method cc, or with --method vanilla and "
+        "--english_in_prompt true (required).",
+    )
     prompts: str = option(
         "",
         "Prompts with instruction and instruction_en, or messages and messages_en (required): a file, a folder, a hub "
@@ -83,7 +90,7 @@ def run_distil(
     """Answer, select, train; what the command line does. Returns the student's trainer, if there is a student.
 
     Raises:
-        ValueError: options that do not fit together, a teacher without the connection, prompts without an English
+        ValueError: options that do not fit together, a teacher that reads no English, prompts without an English
             version, answers of another run in the output folder, nothing to learn, or what `train.sft` raises.
     """
     console = open_console(console)
@@ -156,14 +163,17 @@ def _answers(
         say(console, f"{len(kept.answers):,} of {len(rows):,} prompts have an answer in {kept.path}")
     if missing:
         teacher, collator = load_trained(options.teacher, options.device, options.teacher_dtype)
-        if not hasattr(teacher, "cc"):
-            raise ValueError(f"teacher: expected a model trained with --method cc, {options.teacher} is a plain one")
+        connected = hasattr(teacher, "cc")
+        if not (connected or isinstance(collator, EnglishInPrompt)):
+            raise ValueError(
+                f"teacher: expected a model that reads English (trained with --method cc, or with --method vanilla "
+                f"--english_in_prompt true), {options.teacher} reads the question alone"
+            )
         check_rows(rows, collator, answers=False, numbers=missing, argument="prompts")
         asked = [rows[number] for number in missing]
-        with answering(teacher, ENGLISH), tqdm(total=len(asked), desc="answer", unit="row") as bar:
-            batches = write_answers(
-                teacher, collator, asked, options.answer_batch_size, max_new_tokens=options.max_new_tokens
-            )
+        mode = ENGLISH if connected else VANILLA
+        with answering(teacher, mode) as pivot, tqdm(total=len(asked), desc="answer", unit="row") as bar:
+            batches = write_answers(teacher, collator, asked, options.answer_batch_size, pivot, options.max_new_tokens)
             for part in batches:
                 kept.add({missing[place]: answer for place, answer in part.items()})
                 bar.update(len(part))

@@ -226,7 +226,7 @@ def test_answers_of_other_options_or_prompts_are_refused(folder, tmp_path):
         (["--teacher", ""], "train.distil: teacher: expected --teacher, got none"),
         (["--prompts", ""], "prompts: expected --prompts, got none"),
         (["--teacher", "nowhere"], "model: expected the output folder of train.sft, found no config.json in 'nowhere'"),
-        (["--teacher", "{vanilla}"], "teacher: expected a model trained with --method cc, .*vanilla is a plain one"),
+        (["--teacher", "{vanilla}"], "teacher: expected a model that reads English .*vanilla reads the question alone"),
         (["--prompts", "nowhere.jsonl"], "prompts: dataset: found no file 'nowhere.jsonl'"),
         (["--prompts", "{english}"], "prompts: expected rows with instruction_en, .* got none of 1"),
         (["--threshold", "0.5"], "threshold: expected a mean log-likelihood, at most 0, got 0.5"),

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from train.common.english_in_prompt import with_english
 from train.data import build_rows
 from train.distillation.teacher import Answer
 from train.experiment import job as jobs
@@ -19,7 +20,7 @@ from train.experiment.pool import read_results, run_all
 from train.experiment.report import render, write_report
 from train.experiment.settings import Condition, Settings, read_settings
 from train.experiment.statistics import accuracy, by_seed, of_half
-from train.experiment.teaching import token_costs, training_data, with_english
+from train.experiment.teaching import token_costs, training_data
 
 LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 TINY = {

@@ -16,6 +16,7 @@ from cc_model.data.collator import ParallelCollator
 from cc_model.files import write_text
 from train.common.arguments import ModelArguments, connection_config
 from train.common.chat_templates import set_chat_template
+from train.common.english_in_prompt import make_collator
 from train.common.tokenizer import train_tokenizer
 
 CC_CONFIG_FILE = "cc_config.json"  # which a patched model's save_pretrained writes
@@ -109,7 +110,7 @@ def load_trained(folder: str, device: str = "auto", dtype: str = "auto") -> tupl
     load: Any = from_pretrained if (path / CC_CONFIG_FILE).is_file() else AutoModelForCausalLM.from_pretrained
     model = load(folder, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
     model = model.to(best_device() if device == "auto" else device).eval()
-    return model, ParallelCollator(load_tokenizer(folder), **load_options(folder).get("collator", {}))
+    return model, make_collator(load_tokenizer(folder), **load_options(folder).get("collator", {}))
 
 
 def best_device() -> torch.device:

@@ -22,12 +22,13 @@ from cc_model.forward.bank import captured_bank
 from cc_model.integrations.trainer import STOCK_KEYS, SimulatedTraining
 from train.common.answers import generate_answers, is_correct
 from train.common.arguments import SftArguments
+from train.common.english_in_prompt import with_english
 from train.common.models import best_device, connect, new_model, new_tokenizer, set_end_of_turn
 from train.common.modes import ENGLISH, MATRIX, OFF, VANILLA, answering
 from train.common.training import make_trainer
 from train.experiment.data import Data, load
 from train.experiment.settings import BOTH, CC, Condition, Settings
-from train.experiment.teaching import teach, token_costs, training_data, with_english
+from train.experiment.teaching import teach, token_costs, training_data
 
 IGNORE = -100
 

@@ -1,32 +1,18 @@
-"""What a condition trains on and is asked with: the rows, those with a teacher's answers, and both questions in one."""
+"""What a condition trains on and is asked with: the rows, and those with a teacher's answers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from cc_model.data.collator import ParallelCollator
+from train.common.english_in_prompt import with_english
 from train.common.modes import ENGLISH, VANILLA, answering
 from train.distillation.selection import taught_rows
 from train.distillation.teacher import Answer, all_answers
 from train.experiment.data import Data
 from train.experiment.settings import BOTH, CC, TRUTH, Settings
-
-
-def with_english(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with the English question before the question; for a plain model that reads both.
-
-    Example:
-        >>> with_english([{"instruction": "Land?", "instruction_en": "Country?"}, {"instruction": "Hi"}])
-        [{'instruction': 'Country?\\n\\nLand?', 'instruction_en': ''}, {'instruction': 'Hi'}]
-    """
-    return [
-        {**row, "instruction": f"{row['instruction_en']}\n\n{row['instruction']}", "instruction_en": ""}
-        if row.get("instruction_en")
-        else dict(row)
-        for row in rows
-    ]
 
 
 def training_data(settings: Settings, name: str, data: Data, teacher: Mapping[str, Any] | None) -> Data:
@@ -74,4 +60,4 @@ def token_costs(collator: ParallelCollator, data: Data, method: str) -> dict[str
     return {name: round(value, 2) for name, value in costs.items()}
 
 
-__all__ = ["teach", "token_costs", "training_data", "with_english"]
+__all__ = ["teach", "token_costs", "training_data"]
