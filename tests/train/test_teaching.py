@@ -274,7 +274,10 @@ def test_a_student_of_the_likelier_half_is_compared_with_that_of_all_answers():
 
     half = Condition("vanilla", teacher="cc", keep=0.5)
     text = report(half=half)
-    assert "Against s, on A: −20.0 ± 0.0 points: clearly lower; on B: +20.0 ± 0.0 points: clearly higher." in text
+    assert (
+        "Against s, on A: −20.0 ± 0.0 points: clearly lower, and +0.100 ± 0.000 nats per answer token; "
+        "on B: +20.0 ± 0.0 points: clearly higher, and −0.100 ± 0.000 nats per answer token." in text
+    )
     assert "half learned the likeliest 50 % of them; the other students learned all." in text
     assert "`half` (method vanilla, teacher cc, keep 0.5)" in text
     assert all_learned not in text

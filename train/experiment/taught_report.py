@@ -152,12 +152,15 @@ def _against_all(settings: Settings, half_a: Results, half_b: Results, name: str
     full = next(alike, None)
     if full is None:
         return ""
-    sides = [
-        (half, difference(*(by_seed(results, each, own.method, accuracy) for each in (name, full))))
-        for half, results in (("A", half_a), ("B", half_b))
-    ]
-    found = "; ".join(f"on {half}: {verdict(each)}" for half, each in sides if each)
-    return f" Against {full}, {found}." if found else ""
+    found = []
+    for half, results in (("A", half_a), ("B", half_b)):
+        points, nats = (
+            difference(*(by_seed(results, each, own.method, measure) for each in (name, full)))
+            for measure in (accuracy, likelihood)
+        )
+        if points and nats:
+            found.append(f"on {half}: {verdict(points)}, and {signed(nats, 3)} nats per answer token")
+    return f" Against {full}, {'; '.join(found)}." if found else ""
 
 
 def _mode(settings: Settings, name: str) -> str:
