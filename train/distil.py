@@ -15,8 +15,9 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import PartialState
 from rich.console import Console
@@ -33,8 +34,9 @@ from train.common.models import load_trained
 from train.common.modes import ENGLISH, VANILLA, answering
 from train.common.rows import check_rows, has_pivot
 from train.data.sources import load_rows
-from train.distillation.selection import kept_report, taught_rows
+from train.distillation.selection import kept_report, reasons, taught_rows
 from train.distillation.store import ANSWERS, AnswerFile
+from train.distillation.targets import TargetTrainer, with_targets
 from train.distillation.teacher import Answer, write_answers
 from train.sft import run_sft
 
@@ -72,6 +74,15 @@ class DistilArguments:
     keep: float | None = option(
         None, "Instead of --threshold: the share of the answers that is learned, 0.5 for the likelier half."
     )
+    targets: Literal["text", "distribution"] = option(
+        "text",
+        "What a plain student learns of an answer: its text, or the teacher's distribution at each of its tokens (KL), "
+        "for which both need the same tokenizer.",
+    )
+    top: int = option(8, "With --targets distribution: likeliest tokens that are kept; the others are one bucket.")
+    text_weight: float = option(
+        0.5, "With --targets distribution: share of the text in the loss of an answer, from 0 to 1."
+    )
     answers_only: bool = option(False, "Write the answers and the report on them, and train no student.")
     max_new_tokens: int = option(64, "Most tokens of an answer; one that is cut off is not learned.")
     answer_batch_size: int = option(16, "Prompts at a time.")
@@ -94,7 +105,7 @@ def run_distil(
             version, answers of another run in the output folder, nothing to learn, or what `train.sft` raises.
     """
     console = open_console(console)
-    _check(options, data_options)
+    _check(options, data_options, model_options, token_options)
     folder = output_folder(str(arguments.output_dir), "output_dir")
     rows = _prompts(options, data_options, console)
     answers = _answers(options, rows, folder, arguments.overwrite, console)
@@ -111,21 +122,33 @@ def run_distil(
     write_text(folder / ROWS, json_lines([*labelled, *taught]))
     say(console, f"{len(labelled):,} labelled rows and {len(taught):,} answers of the teacher: {folder / ROWS}")
     mixed = replace(data_options, **COLUMNS, dataset=str(folder / ROWS), max_samples=None)
-    return run_sft(model_options, mixed, token_options, arguments, console)
+    if options.targets == "text":
+        return run_sft(model_options, mixed, token_options, arguments, console)
+    kept = zip(answers, reasons(answers, options.threshold, options.keep))
+    targets = [None] * len(labelled) + [answer.targets for answer, why in kept if why == "kept"]
+    kind = partial(TargetTrainer, targets=targets, text_weight=options.text_weight)
+    return run_sft(model_options, mixed, token_options, arguments, console, kind)
 
 
 # `load_rows` has renamed the columns already.
 COLUMNS: dict[str, Any] = {f"{name}_column": name for name in ("instruction", "instruction_en", "output")}
 
 
-def _check(options: DistilArguments, data: DataArguments) -> None:
+def _check(options: DistilArguments, data: DataArguments, model: ModelArguments, tokens: CollatorArguments) -> None:
     for name in ("teacher", "prompts"):
         if not getattr(options, name):
             raise ValueError(f"{name}: expected --{name}, got none")
-    for name in ("max_new_tokens", "answer_batch_size"):
+    for name in ("max_new_tokens", "answer_batch_size", "top"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name}: expected a positive number, got {getattr(options, name)}")
     taught_rows([], [], options.threshold, options.keep)
+    if not 0 <= options.text_weight <= 1:
+        raise ValueError(f"text_weight: expected a share from 0 to 1, got {options.text_weight}")
+    if options.targets == "distribution" and not options.answers_only and (model.method == "cc" or tokens.packed):
+        got = "--method cc" if model.method == "cc" else "--packed true"
+        raise ValueError(
+            f"targets: expected text with {got}, got distribution, which a plain student learns row by row"
+        )
     if data.dataset is None and not options.answers_only:
         raise ValueError("dataset: expected --dataset with labelled rows, or --answers_only, got neither")
     if (count := PartialState().num_processes) > 1:
@@ -157,6 +180,7 @@ def _answers(
 ) -> list[Answer]:
     """The teacher's answers to all rows: those of an earlier run of the same, and the missing ones."""
     depends = {"teacher": options.teacher, "max_new_tokens": options.max_new_tokens, "dtype": options.teacher_dtype}
+    depends |= {"top": options.top} if options.targets == "distribution" else {}
     kept = AnswerFile(folder, rows, depends, anew)
     missing = kept.missing
     if kept.answers:
@@ -175,7 +199,10 @@ def _answers(
         with answering(teacher, mode) as pivot, tqdm(total=len(asked), desc="answer", unit="row") as bar:
             batches = write_answers(teacher, collator, asked, options.answer_batch_size, pivot, options.max_new_tokens)
             for part in batches:
-                kept.add({missing[place]: answer for place, answer in part.items()})
+                found = {missing[place]: answer for place, answer in part.items()}
+                if options.targets == "distribution":
+                    found = with_targets(teacher, collator, rows, found, options.top, pivot)
+                kept.add(found)
                 bar.update(len(part))
     return [kept.answers[number] for number in range(len(rows))]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -83,8 +83,14 @@ def run_sft(
     token_options: CollatorArguments,
     arguments: SftArguments,
     console: Console | None = None,
+    kind: Callable[..., CCTrainer] = CCTrainer,
 ) -> CCTrainer:
     """Load, train and save; what the command line does. The trainer's `state.log_history` has losses and decisions.
+
+    Args:
+        model_options, data_options, token_options, arguments: those of the command line.
+        console: of rich; a new one if None.
+        kind: of trainer, as in `train.common.training.make_trainer`.
 
     Raises:
         ValueError: options that do not fit together or, resuming, differ from the checkpoint's; data without the
@@ -112,7 +118,7 @@ def run_sft(
     if model_options.method == "cc" and arguments.pivot_graph:
         use_pivot_graph(model)
     rows, eval_rows = _checked(rows, eval_rows, collator, arguments)
-    trainer = make_trainer(model, collator, rows, arguments, eval_rows, model_options.method, console)
+    trainer = make_trainer(model, collator, rows, arguments, eval_rows, model_options.method, console, kind)
     trainer.add_callback(KeepOptions(options))
     if model_options.simulated_share > 0:
         trainer.add_callback(_simulated_training(model_options, collator, rows, arguments.seed))

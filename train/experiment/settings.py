@@ -32,6 +32,8 @@ class Condition:
         refit_steps: of the same.
         teacher: the condition whose answers to the prompts of half A are trained on, too; or `"truth"`: the right ones.
         keep: share of the teacher's answers that is trained on: the likeliest; None for all.
+        top: learn the teacher's distributions along its answers, with so many tokens of each; None: their text.
+        text_weight: with `top`, α of `train.distillation.targets`.
     """
 
     method: str = CC
@@ -40,6 +42,8 @@ class Condition:
     refit_steps: int = 25
     teacher: str | None = None
     keep: float | None = None
+    top: int | None = None
+    text_weight: float = 0.0
 
     def __post_init__(self) -> None:
         """Check."""
@@ -51,6 +55,13 @@ class Condition:
                 f"keep: expected a share above 0 and at most 1 of a teacher's answers, got {self.keep} of teacher "
                 f"{self.teacher}"
             )
+        if self.top is not None and (self.teacher in (None, TRUTH) or self.method != VANILLA or self.top < 1):
+            raise ValueError(
+                f"top: expected a positive number, of a vanilla student with a teacher, got {self.top} with method "
+                f"{self.method} and teacher {self.teacher}"
+            )
+        if not 0 <= self.text_weight <= 1 or (self.text_weight and self.top is None):
+            raise ValueError(f"text_weight: expected a share from 0 to 1, with top, got {self.text_weight}")
 
 
 @dataclass(frozen=True)
@@ -137,12 +148,14 @@ class Settings:
         elif condition.teacher not in (None, TRUTH):
             fields["teacher"] = dataclasses.asdict(self.conditions[str(condition.teacher)])
         for part in (fields["condition"], fields.get("teacher", {})):
-            if part.get("keep") is None:
-                part.pop("keep", None)  # as above
+            for option, value in _LATER.items():
+                if part.get(option) == value:  # as above
+                    part.pop(option, None)
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 
 _OWN = tuple(each.name for each in dataclasses.fields(Condition) if each.name != "config")
+_LATER = {"keep": None, "top": None, "text_weight": 0.0}
 _NOT_PART_OF_A_RESULT = ("conditions", "seeds", "data", "workers", "backend")
 
 
