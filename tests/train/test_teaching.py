@@ -280,6 +280,11 @@ def test_a_student_of_the_likelier_half_is_compared_with_that_of_all_answers():
     )
     assert "half learned the likeliest 50 % of them; the other students learned all." in text
     assert "`half` (method vanilla, teacher cc, keep 0.5)" in text
+    soft = report(soft=replace(half, keep=None, top=3, text_weight=0.5))
+    assert "**soft** against *vanilla*" in soft
+    assert "Against s, on A: −20.0 ± 0.0 points" in soft
+    assert "`soft` (method vanilla, teacher cc, top 3, text_weight 0.5)" in soft
+    assert soft.count("Against s, ") == 1
     assert all_learned not in text
     assert "Against s, " not in report(other=replace(half, teacher="vanilla"))
     assert all_learned in report()

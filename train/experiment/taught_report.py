@@ -140,16 +140,16 @@ def _words(settings: Settings, results: Results) -> list[str]:
             lost = difference(own, by_seed(half_a, teacher, _mode(settings, teacher), accuracy))
             line += f" Against its teacher {teacher}, on A: {verdict(lost)}." if lost else ""
             line += f" It gives its teacher's text for {_agreement(results, name, teacher):.0f} % of A's prompts."
-            line += _against_all(settings, half_a, half_b, name)
+            line += _against_text(settings, half_a, half_b, name)
         lines.append(line)
     return [*lines, *_teachers(settings, results)]
 
 
-def _against_all(settings: Settings, half_a: Results, half_b: Results, name: str) -> str:
-    """A student of the likeliest answers against the one of all answers of the same teacher, if there is one."""
+def _against_text(settings: Settings, half_a: Results, half_b: Results, name: str) -> str:
+    """A student of the likeliest answers, or of distributions, against that of the text of all, if there is one."""
     own = settings.conditions[name]
-    alike = (other for other, each in settings.conditions.items() if own.keep and each == replace(own, keep=None))
-    full = next(alike, None)
+    plain = replace(own, keep=None, top=None, text_weight=0.0)
+    full = next((other for other, each in settings.conditions.items() if each == plain != own), None)
     if full is None:
         return ""
     found = []
