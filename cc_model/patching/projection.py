@@ -19,13 +19,33 @@ _FORWARD = nn.Linear.forward  # which other libraries may replace for all module
 def project(projection: Any, x: Tensor) -> Tensor:
     """`projection(x)`. Of exactly `nn.Linear`, without hooks or a `forward` of its own, the product itself."""
     attributes = projection.__dict__
-    if type(projection) is not nn.Linear or torch.compiler.is_compiling() or _is_watched(attributes):
+    if (
+        type(projection) is not nn.Linear
+        or torch.compiler.is_compiling()
+        or _is_watched(attributes)
+        or _all_are_watched()
+    ):
         return projection(x)
     parameters = attributes["_parameters"]
     weight = parameters.get("weight")
     if weight is None or "bias" not in parameters:  # a wrapper keeps them as plain attributes
         return projection(x)
     return F.linear(x, weight, parameters["bias"])
+
+
+def plain_weights(*projections: Any) -> list[Tensor] | None:
+    """The weights of projections without a bias of which `project` would call none; None where one is another."""
+    weights = []
+    for projection in projections:
+        attributes = projection.__dict__
+        if type(projection) is not nn.Linear or _is_watched(attributes):
+            return None
+        parameters = attributes["_parameters"]
+        weight = parameters.get("weight")
+        if type(weight) is not nn.Parameter or parameters.get("bias", weight) is not None:
+            return None
+        weights.append(weight)
+    return None if _all_are_watched() else weights
 
 
 def _is_watched(attributes: dict[str, Any]) -> bool:
@@ -40,7 +60,13 @@ def _is_watched(attributes: dict[str, Any]) -> bool:
         or attributes["_backward_pre_hooks"]
         or "forward" in attributes
         or attributes.get("_compiled_call_impl") is not None  # a class attribute until it is compiled
-        or module_hooks._global_forward_hooks
+    )
+
+
+def _all_are_watched() -> bool:
+    """The same of all modules at once."""
+    return bool(
+        module_hooks._global_forward_hooks
         or module_hooks._global_forward_pre_hooks
         or module_hooks._global_backward_hooks
         or module_hooks._global_backward_pre_hooks
@@ -48,4 +74,4 @@ def _is_watched(attributes: dict[str, Any]) -> bool:
     )
 
 
-__all__ = ["project"]
+__all__ = ["plain_weights", "project"]
