@@ -3,9 +3,9 @@
     y = down(p),  p = act(g) * u,  g = gate(x),  u = up(x)
 
 Autograd's own graph of it has four nodes, which the host makes and runs, keeps p beside g and u, and adds up two
-gradients of x by a kernel. Here there is one node. It keeps g and u; one kernel makes both gradients of them and p
-again, and the second product adds to the first. So a layer keeps B · T · I elements less, and its elementwise kernels
-move as much memory as before: p is written once more, and two gradients of x are not read and added.
+gradients of x by a kernel. Here there is one node. It keeps g and u, B · T · I elements less per layer. One kernel
+makes both gradients of them, and writes p again in the place of its gradient; the second product with a weight adds to
+the first.
 """
 
 from __future__ import annotations
@@ -16,26 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cc_kernels import backend
-from cc_kernels.library import is_observed
 from cc_kernels.ops.geglu import geglu_backward_, geglu_forward
 from cc_kernels.ops.swiglu import swiglu_backward_, swiglu_forward
 from cc_model.fast_paths.fused import GELU_TANH, SILU
-
-
-def runs_whole(x: Tensor, activation: str) -> bool:
-    """Whether a block may run as one function for `x`, as far as its projections do not decide it.
-
-    Not for those who look at operators, and not under autocast, which casts weights for every product. Without a
-    gradient the block makes no nodes anyway.
-    """
-    return (
-        torch.is_grad_enabled()
-        and type(x) is Tensor
-        and backend.triton_serves("swiglu" if activation == SILU else "geglu", x.device)
-        and not torch.is_autocast_enabled(x.device.type)
-        and not is_observed()
-    )
 
 
 class _WholeBlock(torch.autograd.Function):
@@ -85,7 +68,7 @@ def _gradients(grad: Tensor, gated: Tensor, raised: Tensor, activation: str) -> 
     return geglu_backward_(grad, gated, raised, activation == GELU_TANH)
 
 
-# The base class's: that of `Function` looks for transforms of torch.func, for which `runs_whole` has looked.
+# The base class's: that of `Function` looks for transforms of torch.func, for which the caller has looked.
 whole_block = super(torch.autograd.Function, _WholeBlock).apply
 
-__all__ = ["runs_whole", "whole_block"]
+__all__ = ["whole_block"]

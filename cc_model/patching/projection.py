@@ -13,6 +13,10 @@ import torch.nn.functional as F
 import torch.nn.modules.module as module_hooks
 from torch import Tensor, nn
 
+from cc_kernels import backend
+from cc_kernels.library import is_observed
+from cc_model.fast_paths.fused import SILU
+
 _FORWARD = nn.Linear.forward  # which other libraries may replace for all modules
 
 
@@ -33,9 +37,11 @@ def project(projection: Any, x: Tensor) -> Tensor:
     return F.linear(x, weight, parameters["bias"])
 
 
-def plain_weights(*projections: Any) -> list[Tensor] | None:
+def plain_weights(*projections: Any) -> list[nn.Parameter] | None:
     """The weights of projections without a bias of which `project` would call none; None where one is another."""
-    weights = []
+    if torch.compiler.is_compiling() or _all_are_watched():
+        return None
+    weights: list[nn.Parameter] = []
     for projection in projections:
         attributes = projection.__dict__
         if type(projection) is not nn.Linear or _is_watched(attributes):
@@ -45,7 +51,20 @@ def plain_weights(*projections: Any) -> list[Tensor] | None:
         if type(weight) is not nn.Parameter or parameters.get("bias", weight) is not None:
             return None
         weights.append(weight)
-    return None if _all_are_watched() else weights
+    return weights
+
+
+def runs_whole(x: Tensor, activation: str) -> bool:
+    """Whether a block may run as one function for `x`, as far as its projections do not decide it.
+
+    Not for those who look at operators, and not under autocast, which casts weights for every product.
+    """
+    return (
+        type(x) is Tensor
+        and backend.triton_serves("swiglu" if activation == SILU else "geglu", x.device)
+        and not torch.is_autocast_enabled(x.device.type)
+        and not is_observed()
+    )
 
 
 def _is_watched(attributes: dict[str, Any]) -> bool:
@@ -74,4 +93,4 @@ def _all_are_watched() -> bool:
     )
 
 
-__all__ = ["plain_weights", "project"]
+__all__ = ["plain_weights", "project", "runs_whole"]

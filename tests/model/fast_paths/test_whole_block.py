@@ -16,7 +16,7 @@ from cc_kernels import use_backend
 from cc_model import report
 from cc_model.fast_paths import whole_block
 from cc_model.patching import decoder
-from cc_model.patching.projection import plain_weights
+from cc_model.patching.projection import plain_weights, runs_whole
 from cc_model.specs import layers_of
 
 LAYERS = 4
@@ -56,7 +56,6 @@ def gradients_of(model, data):
 
 
 @needs_kernels
-@needs_kernels
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma", "gemma2"])
 def test_gradients_are_those_of_the_stock_model(family, calls):
     stock, model = patched(family)
@@ -66,6 +65,7 @@ def test_gradients_are_those_of_the_stock_model(family, calls):
     assert_same_gradients({name: found[name] for name in expected}, expected)
 
 
+@needs_kernels
 def test_the_connected_forward_and_its_gradients(calls, monkeypatch):
     """As with modules; the pivot pass makes no nodes, and its blocks run as before."""
     _, model = patched()
@@ -76,7 +76,6 @@ def test_the_connected_forward_and_its_gradients(calls, monkeypatch):
     assert blocks == len(calls) == LAYERS
 
 
-@needs_kernels
 @needs_kernels
 @pytest.mark.parametrize("learned", ["gate_proj", "up_proj", "down_proj", None])
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "gelu"])
@@ -125,6 +124,7 @@ def test_a_second_derivative_is_refused(calls):
         assert torch.autograd.grad(found.sum(), x)[0].abs().sum() > 0
 
 
+@needs_kernels
 def test_a_gradient_after_an_input_changed_is_refused(calls):
     _, model = patched()
     x = torch.randn(1, 2, 64, device=DEVICE, requires_grad=True)
@@ -197,7 +197,6 @@ def test_a_projection_that_is_watched_or_changed(projection, change, calls):
 
 
 @needs_kernels
-@needs_kernels
 @pytest.mark.parametrize("kind", ["forward", "forward_pre", "backward", "backward_pre"])
 def test_hooks_on_all_modules(kind, monkeypatch, calls):
     _, model = patched()
@@ -233,12 +232,12 @@ def test_others_who_prevent_it(calls):
 @needs_kernels
 def test_runs_whole_asks_for_autocast_and_modes():
     x = torch.zeros(1, device=DEVICE)
-    assert whole_block.runs_whole(x, "silu")
+    assert runs_whole(x, "silu")
     with torch.autocast(DEVICE.type, dtype=torch.bfloat16):
-        assert not whole_block.runs_whole(x, "silu")
+        assert not runs_whole(x, "silu")
     with FlopCounterMode(display=False):
-        assert not whole_block.runs_whole(x, "silu")
-    assert not whole_block.runs_whole(nn.Parameter(x), "silu")  # a tensor of a class of its own
+        assert not runs_whole(x, "silu")
+    assert not runs_whole(nn.Parameter(x), "silu")  # a tensor of a class of its own
 
 
 @needs_kernels
@@ -261,6 +260,7 @@ def test_training_keeps_one_activation_less_per_layer(monkeypatch):
     assert kept()[0] - after == LAYERS * 2 * 9 * inner * 4
 
 
+@needs_kernels
 def test_report_says_so():
     assert "SwiGLU through cc_kernels, in training one function that keeps no product" in str(report(patched()[1]))
     assert "in training" not in str(report(patched("phi3")[1]))
