@@ -15,6 +15,7 @@ from cc_model.integrations.trainer import CCTrainer, PlainCollator
 from cc_model.testing import tiny_model
 from train import distil as command
 from train.common.arguments import SftArguments
+from train.common.english_in_prompt import with_english
 from train.common.models import new_tokenizer
 from train.common.training import make_trainer
 from train.distil import main as distil
@@ -326,9 +327,18 @@ def test_the_experiment_trains_the_teacher_again(tmp_path, teacher, monkeypatch)
     result = run_job(settings, teacher, 0)
     seen = []
     monkeypatch.setattr(teaching, "TargetTrainer", lambda **options: seen.append(options) or TargetTrainer(**options))
+    read = []
+
+    def watched(model, collator, rows, answers, top, pivot):
+        read.append((list(rows), pivot))
+        return with_targets(model, collator, rows, answers, top, pivot)
+
+    monkeypatch.setattr(teaching, "with_targets", watched)
     run_job(settings, "student", 0, result)
     [options] = seen
     data = load(settings, 0)
+    assert {pivot for _, pivot in read} == {teacher == "cc"}
+    assert read[0][0] == (with_english(data.prompts) if teacher == "both" else data.prompts)
     rows, targets = options["train_dataset"], options["targets"]
     assert options["text_weight"] == 0.5
     assert targets[: len(data.train)] == [None] * len(data.train)

@@ -68,7 +68,10 @@ def student_trainer(
     with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.bf16):
         again = teach(settings, taught_by, model.eval(), collator, read)
         if [answer.text for answer in again] != [answer.text for answer in answers]:
-            raise ValueError(f"teacher: expected the answers of {taught_by} from the same training, got others")
+            raise ValueError(
+                f"teacher: expected the answers of {taught_by} from the same training, got others, as on another "
+                "device or with another version; run it anew in another --out"
+            )
         found: dict[int, Answer] = {}
         with answering(model, ENGLISH if own.method == CC else VANILLA) as english:
             for start in range(0, len(prompts), 16):
