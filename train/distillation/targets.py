@@ -83,6 +83,15 @@ def with_targets(
     """Answers by the number of their row, with targets where an answer can be learned: it is not empty, and ended.
 
     Arguments and errors are those of `answer_targets`; `rows` are all prompts.
+
+    Example:
+        >>> from cc_model.testing import tiny_model
+        >>> from train.common.models import new_tokenizer
+        >>> rows = [{"instruction": "Hauptstadt?"}, {"instruction": "Geld?"}]
+        >>> teacher, collator = tiny_model("llama", vocab_size=300).eval(), ParallelCollator(new_tokenizer(rows, 300))
+        >>> found = with_targets(teacher, collator, rows, {0: Answer("Paris", -0.1), 1: Answer("", -0.1)}, top=4)
+        >>> found[0].targets is None, found[1].targets is None
+        (False, True)
     """
     usable = [number for number, answer in answers.items() if answer.text and answer.ended]
     if not usable:
@@ -125,6 +134,17 @@ class TargetCollator:
 
     Raises:
         ValueError: on use: the answer's tokens are not those of the targets.
+
+    Example:
+        >>> from cc_model.integrations.trainer import PlainCollator
+        >>> from train.common.models import new_tokenizer
+        >>> row = {"instruction": "Geld?", "output": "Yen"}
+        >>> tokenizer = new_tokenizer([row], 300)
+        >>> tokens = [*tokenizer("Yen", add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        >>> targets = Targets(tokens, [[token] for token in tokens], [[-0.1] for _ in tokens])
+        >>> batch = TargetCollator(PlainCollator(ParallelCollator(tokenizer)), [targets])([{**row, "target": 0}])
+        >>> batch["labels"].flatten()[batch["target_rows"] + 1].tolist() == tokens
+        True
     """
 
     def __init__(self, collator: Any, targets: Sequence[Targets | None]) -> None:
@@ -167,6 +187,24 @@ class TargetTrainer(CCTrainer):
     Raises:
         ValueError: not one entry for each row, a weight out of its range, a CC model, packed rows, several GPUs in one
             process, or an answer of other tokens than its targets; on a step, a model that gives no logits.
+
+    Example:
+        >>> import tempfile
+        >>> from functools import partial
+        >>> from cc_model.testing import tiny_model
+        >>> from train.common.arguments import SftArguments
+        >>> from train.common.models import new_tokenizer
+        >>> from train.common.training import make_trainer
+        >>> rows = [{"instruction": "Geld?", "output": "Yen"}, {"instruction": "Land?", "output": "Japan"}]
+        >>> collator = ParallelCollator(new_tokenizer(rows, 300))
+        >>> teacher, student = (tiny_model("llama", vocab_size=300) for _ in range(2))
+        >>> targets = [None, *answer_targets(teacher.eval(), collator, rows[1:])]
+        >>> arguments = SftArguments(tempfile.mkdtemp(), max_steps=1, use_cpu=True, save_strategy="no")
+        >>> kind = partial(TargetTrainer, targets=targets, text_weight=0.5)
+        >>> trainer = make_trainer(student, collator, rows, arguments, title=None, kind=kind)
+        >>> _ = trainer.train()
+        >>> trainer.state.global_step
+        1
     """
 
     def __init__(self, *, targets: Sequence[Targets | None], text_weight: float = 0.0, **kwargs: Any) -> None:
