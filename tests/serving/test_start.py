@@ -86,12 +86,32 @@ def test_a_served_folder_loads_in_transformers(model, folder):
     assert from_pretrained(folder).cc.transform_matrix.equal(model.cc.transform_matrix)
 
 
-def test_another_version_of_vllm_is_named(monkeypatch):
-    place = "vllm.v1.core.sched.scheduler:Scheduler"
-    check_names(*NAMES)
-    monkeypatch.setitem(NAMES, place, ("schedule", "_renamed"))
-    with pytest.raises(RuntimeError, match=rf"vllm {vllm.__version__}: .* missing: _renamed"):
-        check_names(place)
+SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
+
+
+@pytest.mark.parametrize(
+    ("place", "names", "missing"),
+    [
+        (SCHEDULER, ("schedule", "_renamed"), "_renamed"),
+        (SCHEDULER, ("add_request(request)", "add_request(renamed)"), r"add_request\(renamed\)"),
+        (SCHEDULER, ("renamed(request)",), r"renamed\(request\)"),
+        ("vllm.v1.core.sched.output:SchedulerOutput", ("num_scheduled_tokens", "num_renamed"), "num_renamed"),
+        ("vllm.v1.worker.gpu.model_states:", ("get_renamed_cls",), "get_renamed_cls"),
+        ("vllm.v1.engine:Renamed", (), ".*'Renamed'"),
+        ("vllm.renamed:", (), ".*'vllm.renamed'"),
+    ],
+)
+def test_another_version_of_vllm_is_named(monkeypatch, place, names, missing):
+    monkeypatch.setitem(NAMES, "scheduler", {place: names})
+    with pytest.raises(RuntimeError, match=rf"vllm {vllm.__version__}: .* missing: {missing}; docs/serving.md"):
+        check_names("scheduler")
+
+
+@pytest.mark.parametrize("part", NAMES)
+def test_this_version_has_all_names(part):
+    if part == "scores of given tokens" and not hasattr(vllm.SamplingParams, "prompt_logprob_token_ids"):
+        pytest.skip("requests of this version cannot ask for them")
+    check_names(part)
 
 
 def test_weights_without_a_matrix(tmp_path):

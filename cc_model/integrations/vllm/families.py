@@ -17,6 +17,7 @@ class Family:
     module: str  # where vLLM keeps the class
     name: str  # its name there
     addend: str = "mlp"  # the module inside a layer, as `cc_model.specs` has it
+    layers: str = "model.layers"
     tensor_parallel: bool = True
 
 

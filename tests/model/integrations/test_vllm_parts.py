@@ -129,4 +129,4 @@ def test_hashes_are_salted_from_a_block_on():
 
 def test_families_have_names_of_their_own():
     assert {stock_architecture("CC" + name) for name in FAMILIES} == set(FAMILIES)
-    assert stock_architecture("CCBloomForCausalLM") is None
+    assert stock_architecture("CCMambaForCausalLM") is None
