@@ -114,7 +114,7 @@ NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
 }
-"""By part of the plugin and `module:class`: attributes, and methods with a parameter that is used; of `module:` words."""
+"""By part of the plugin and `module:class`: attributes, and methods with a parameter in use; of `module:` words."""
 
 SOME_VERSIONS = {
     f"{_CONFIG}.compilation:PassConfig": ("enable_sp",),  # to 0.31
