@@ -60,6 +60,13 @@ def test_settings_that_a_cpu_turns_off(folder, place, value, name):
         make_scheduler(vllm_config=made)
 
 
+def test_experts_that_see_some_rows_only(folder, monkeypatch):
+    made = settings(folder)
+    monkeypatch.setattr(type(made.parallel_config), "use_sequence_parallel_moe", True)
+    with pytest.raises(ValueError, match="cannot be served with sequence parallelism of experts"):
+        make_scheduler(vllm_config=made)
+
+
 def test_cohere_is_not_split(tmp_path):
     """Each device has a part of what its layers add, and the sum comes after the addition."""
     make_model("cohere", tie_word_embeddings=True).save_pretrained(tmp_path, serve=True)

@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 
 from cc_model.config import CCConfig
 from cc_model.connection.state import CrossLingualConnection
-from cc_model.integrations.vllm.families import FAMILIES, PREFIX, Family, stock_architecture
+from cc_model.integrations.vllm.families import FAMILIES, MODELS, PREFIX, Family, stock_architecture
 from cc_model.integrations.vllm.names import check_names
 from cc_model.integrations.vllm.rows import Rows
 from cc_model.integrations.vllm.runner import model_state_class, register_layer, register_op, wrap_first_runner
@@ -121,7 +121,7 @@ def __getattr__(name: str) -> Any:
     if architecture is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     family = FAMILIES[architecture]
-    stock = getattr(import_module(family.module), family.name)
+    stock = getattr(import_module(f"{MODELS}.{family.module}"), family.name or architecture)
     made = type(name, (ConnectedModel, stock), {"__module__": __name__, "cc_family": family, "__doc__": stock.__doc__})
     globals()[name] = made
     return made
