@@ -7,7 +7,7 @@ from operator import attrgetter
 from types import SimpleNamespace
 
 import pytest
-from served import OPTIONS, make_model, vllm
+from served import OPTIONS, generate, greedy, make_model, prompts_of, serve, start, vllm
 from transformers import AutoModelForCausalLM
 
 from cc_model import from_pretrained, patch_model
@@ -91,6 +91,16 @@ def test_a_served_folder_loads_in_transformers(model, folder):
     assert json.loads((folder / "config.json").read_text())["architectures"] == ["CCLlamaForCausalLM"]
     assert type(AutoModelForCausalLM.from_pretrained(folder)).__name__ == "LlamaForCausalLM"
     assert from_pretrained(folder).cc.transform_matrix.equal(model.cc.transform_matrix)
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_folder_with_code_is_served_as_ever(model, tmp_path, trusted):
+    """vLLM knows the architecture, so it does not run the file, whether it may or not."""
+    model.save_pretrained(tmp_path, serve=True, remote_code=True)
+    (tmp_path / "modeling_cc.py").write_text("raise RuntimeError")
+    engine = start(tmp_path, trust_remote_code=trusted)
+    (prompt,) = prompts_of([40])
+    assert serve(engine, [prompt], greedy(4)) == [generate(model, prompt, 4)]
 
 
 SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
