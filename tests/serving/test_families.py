@@ -5,21 +5,38 @@ from __future__ import annotations
 import functools
 
 import pytest
-from served import generate, greedy, make_model, serve, start, vllm
+from served import VOCABULARY, generate, greedy, make_model, serve, start, vllm
 from test_processes import PROMPTS, run
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as ARCHITECTURES
 
 from cc_model.integrations.vllm.families import FAMILIES
 
 TIED = ("bloom", "cohere", "cohere2", "gemma", "gemma2", "gemma3_text")  # vLLM's classes know no head of their own
-WINDOWS = ("cohere2", "gemma2", "gemma3_text")
+OPTIONS = {
+    **{family: {"sliding_window": 64} for family in ("cohere2", "gemma2", "gemma3_text")},
+    "gemma4_text": {"vocab_size_per_layer_input": VOCABULARY},
+    "llama4_text": {"attention_chunk_size": 64, "num_experts_per_tok": 1},
+}
 DENSE = [
     *(*TIED, "apertus", "arcee", "cwm", "ernie4_5", "exaone4", "glm", "glm4", "gpt2", "gptj", "granite", "granite_swa"),
-    *("helium", "hunyuan_v1_dense", "llama", "ministral", "ministral3", "mistral", "nemotron", "olmo", "olmo2", "phi"),
-    *("olmo3", "phi3", "qwen2", "qwen3", "seed_oss", "smollm3", "stablelm", "starcoder2", "vaultgemma"),
+    *("helium", "hunyuan_v1_dense", "llama", "ministral", "ministral3", "mistral", "nemotron", "olmo", "olmo2"),
+    *(
+        "gemma4_text",
+        "olmo3",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen3",
+        "seed_oss",
+        "smollm3",
+        "stablelm",
+        "starcoder2",
+        "vaultgemma",
+    ),
 ]
 MIXTURES = [
-    *("ernie4_5_moe", "glm4_moe", "gpt_oss", "granitemoe", "mellum", "mixtral", "olmoe", "qwen2_moe", "qwen3_moe"),
+    *("dots1", "ernie4_5_moe", "glm4_moe", "gpt_oss", "granitemoe", "llama4_text", "mellum", "mixtral", "olmoe"),
+    *("qwen2_moe", "qwen3_moe"),
 ]
 NOT_IN_FP32 = ("gpt_oss", "granite_swa") if vllm.__version__.startswith("0.30.") else ()  # it makes bf16 of their sinks
 
@@ -34,10 +51,9 @@ def saved(tmp_path_factory):
     @functools.cache
     def save(family):
         folder = tmp_path_factory.mktemp(family)
-        options = {"sliding_window": 64} if family in WINDOWS else {}
         # Embeddings that are tied and scaled repeat the prompt unless the update is large.
         large = 1000.0 if family in ("bloom", "gemma") else 30.0
-        model = make_model(family, large, tie_word_embeddings=family in TIED, **options)
+        model = make_model(family, large, tie_word_embeddings=family in TIED, **OPTIONS.get(family, {}))
         model.save_pretrained(folder, serve=True)
         expected = [generate(model, prompt, 8) for prompt in PROMPTS]
         plain = [generate(model, prompt, 8, plain=True) for prompt in PROMPTS]

@@ -27,6 +27,7 @@ _AFTER = "post_feedforward_layernorm"
 _HF = Family(
     "transformers", "TransformersForCausalLM"
 )  # vLLM runs transformers' layers, with its own attention in them
+_HF_MOE = replace(_HF, name="TransformersMoEForCausalLM")
 
 FAMILIES: dict[str, Family] = {
     # Dense.
@@ -39,6 +40,7 @@ FAMILIES: dict[str, Family] = {
     "GemmaForCausalLM": Family("gemma"),
     "Gemma2ForCausalLM": Family("gemma2", addend=_AFTER),
     "Gemma3ForCausalLM": Family("gemma3", addend=_AFTER),
+    "Gemma4ForCausalLM": Family("gemma4", addend=_AFTER),
     "Glm4ForCausalLM": Family("glm4", addend="post_mlp_layernorm"),
     "GPT2LMHeadModel": Family("gpt2", layers="transformer.h"),
     "GPTJForCausalLM": Family("gpt_j", layers="transformer.h"),
@@ -57,6 +59,7 @@ FAMILIES: dict[str, Family] = {
     "Glm4MoeForCausalLM": Family("glm4_moe"),
     "GptOssForCausalLM": Family("gpt_oss"),
     "GraniteMoeForCausalLM": Family("granitemoe", addend="block_sparse_moe"),
+    "Llama4ForCausalLM": Family("llama4", addend="feed_forward"),
     "MixtralForCausalLM": Family("mixtral", addend="block_sparse_moe"),
     "OlmoeForCausalLM": Family("olmoe"),
     "Qwen2MoeForCausalLM": Family("qwen2_moe"),
@@ -64,10 +67,11 @@ FAMILIES: dict[str, Family] = {
     # Without a class of vLLM's own, or with one in some versions only.
     "ArceeForCausalLM": _HF,
     "CwmForCausalLM": _HF,
+    "Dots1ForCausalLM": _HF_MOE,
     "GlmForCausalLM": _HF,
     "HeliumForCausalLM": _HF,
     "HunYuanDenseV1ForCausalLM": _HF,
-    "MellumForCausalLM": replace(_HF, name="TransformersMoEForCausalLM"),
+    "MellumForCausalLM": _HF_MOE,
     "MinistralForCausalLM": _HF,
     "OlmoForCausalLM": _HF,
     "Olmo2ForCausalLM": replace(_HF, addend=_AFTER),
