@@ -71,11 +71,14 @@ def gate_up_config(rows: int, inner: int, element_size: int, gpu: Gpu) -> Matrix
     86.7 µs for 1 row, 87.2 for 8 and 88.1 for 16, and 32 columns in 256-byte steps came within 0.3 µs of each; the
     128-byte steps of before took 89.9, 92.4 and 93.1. For 32 rows 64 columns took 90.1 µs, 32 columns 93.1. For 64 rows
     49 KB of tiles took 91.0 µs and 74 KB, which let one program less share a processor, 96.6. In fp32, without tensor
-    cores, tiles with 64 rows of each weight spilled, and with 64 rows of x unless 8 warps share them.
+    cores, tiles with 64 rows of each weight spilled, and with 64 rows of x unless 8 warps share them. So did 6 and 7
+    stages for 16 rows in 16 bits, which a B200 would get; with 5 its two programs have 160 KB on their way.
     """
     block_rows = _block_rows(rows)
     columns = 64 if element_size == 2 and block_rows > FEWEST else 32
     depth = 128 if element_size == 2 and block_rows <= 32 else max(128 // element_size, 16)
     times = (56 if block_rows == MOST_BLOCK_ROWS else 88) / 36  # KB on an H100
     stages = _stages((block_rows + 2 * columns) * depth * element_size, times, gpu)
+    if element_size == 2:
+        stages = min(stages, 5)
     return MatrixConfig(block_rows, columns, depth, stages, num_warps=8 if element_size > 2 and block_rows == 64 else 4)
