@@ -42,11 +42,12 @@ class FirstToken(StoppingCriteria):
     """Notes when the first token of a batch is there."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock, self.at = clock, 0.0
+        self.clock, self.at = clock, -1.0
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
         """Called after each token; never stops."""
-        self.at = self.at or self.clock()
+        if self.at < 0:
+            self.at = self.clock()
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
@@ -198,7 +199,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--prompts", type=int, nargs=2, default=[32, 256], metavar="N", help="tokens, from to; 32 256")
     made.add_argument("--tokens", type=int, default=32, help="of each answer; %(default)s")
     made.add_argument("--batch", type=int, default=16, help="of generate; %(default)s")
-    made.add_argument("--rounds", type=int, default=5, help="%(default)s")
+    made.add_argument("--rounds", type=int, default=4, help="%(default)s")
     made.add_argument("--out", type=Path, metavar="FILE", help="the record, as JSON")
     return made
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -222,6 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (options,) = parse((EvaluateArguments,), "train.evaluate", DESCRIPTION, arguments)
     if find_spec("lm_eval") is None:
         raise SystemExit("train.evaluate: lm-eval is not installed (pip install 'cc-tuning[eval,train]')")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # what vLLM tells at each start hides the progress
     try:
         run_evaluate(options)
     except (ValueError, TypeError, ImportError) as error:

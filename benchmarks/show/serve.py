@@ -36,9 +36,12 @@ def tables(record: Record) -> Iterator[Table]:
 
 
 def numbers(record: Record) -> Iterator[Number]:
-    """Medians of every way."""
+    """Medians of every way, and the share of vLLM's answers that equal those of `generate`."""
+    given = record["arguments"]
+    share = min(record["equal"]["plain"], record["equal"]["connected"]) / given["requests"]
+    yield Number(f"serve {given['model']}, answers equal", share, "serve")
     for name, row in record["ways"].items():
-        yield from numbers_of(f"serve {record['arguments']['model']}, {name}", "serve", row, _KEYS)
+        yield from numbers_of(f"serve {given['model']}, {name}", "serve", row, _KEYS)
 
 
 def failures(record: Record) -> list[str]:
