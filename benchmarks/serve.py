@@ -199,7 +199,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--prompts", type=int, nargs=2, default=[32, 256], metavar="N", help="tokens, from to; 32 256")
     made.add_argument("--tokens", type=int, default=32, help="of each answer; %(default)s")
     made.add_argument("--batch", type=int, default=16, help="of generate; %(default)s")
-    made.add_argument("--rounds", type=int, default=4, help="%(default)s")
+    made.add_argument("--rounds", type=int, default=3, help="%(default)s")
     made.add_argument("--out", type=Path, metavar="FILE", help="the record, as JSON")
     return made
 
