@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 from types import SimpleNamespace
 
 import pytest
@@ -52,7 +53,13 @@ def ways(monkeypatch):
 
 
 def test_it_measures_and_compares(ways, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(serve, "ways_of", lambda arguments, folder: ways)
+    seen = {}
+
+    def watched(name):
+        return lambda prompts, *others: seen.setdefault(name, []).append(prompts) or ways[name](prompts, *others)
+
+    ways_ = {"generate, plain": ways["generate, plain"]} | {name: watched(name) for name in serve.WAYS[1:]}
+    monkeypatch.setattr(serve, "ways_of", lambda arguments, folder: ways_)
     out = tmp_path / "new" / "serve.json"
     arguments = serve.parser().parse_args([*SMALL, "--rounds", "3", "--out", str(out)])
     assert serve.run(arguments, "1.2.3") == 0
@@ -66,6 +73,10 @@ def test_it_measures_and_compares(ways, tmp_path, monkeypatch, capsys):
         assert row["tokens_per_second"]["median"] == pytest.approx(15 / row["seconds"]["median"])
         assert 0 < row["first_token"]["median"] < row["seconds"]["high"]
     assert record["ways"][serve.PLAIN]["ratio"]["median"] == 1
+    assert seen["vLLM, plain"] == seen["vLLM, connected"], "all ways answer the same prompts"
+    rounds = [prompts for prompts in seen["vLLM, plain"] if len(prompts) == 5]
+    assert len(rounds) == 4
+    assert all(a != b for a, b in combinations(rounds, 2)), "each round has new ones"
     assert "requests/s, 1.000 of the time of vLLM, plain" in capsys.readouterr().out
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from cc_model import connection_disabled
 from train.common.answers import generate_answers
 from train.common.models import load_trained
-from train.evaluate import EvaluateArguments, chosen_modes, main, run_evaluate
+from train.evaluate import EvaluateArguments, chosen_modes, load_lm, main, run_evaluate
 from train.evaluation.benchmarks import BENCHMARKS, languages_of, prompts
 from train.evaluation.runs import Runs
 from train.evaluation.scorers import exact_match, f1, rouge_l
@@ -235,6 +235,18 @@ def test_the_engine_is_vllm(root, whole, tmp_path, monkeypatch):
     run_evaluate(options(root, tmp_path / "hf", **chosen))
     with pytest.raises(ValueError, match=r"ar\.matrix\.json was made with engine='hf', now it is 'vllm'"):
         run_evaluate(options(root, tmp_path / "hf", **served))
+
+
+def test_answers_end_where_a_turn_ends(tmp_path, monkeypatch):
+    """Also where the model's own configs name no end."""
+    stand_in(monkeypatch)
+    folder = write_model(tmp_path / "model")
+    for name in ("config.json", "generation_config.json"):
+        fields = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**fields, "eos_token_id": None}))
+    hf, served = (load_lm(str(folder), EvaluateArguments(str(folder), engine=engine)) for engine in ("hf", "vllm"))
+    ends = served.model.generation_config.eos_token_id
+    assert ends == hf.model.generation_config.eos_token_id == [served.tokenizer.eos_token_id]
 
 
 def test_baseline_and_unpatched_models(root, tmp_path, capsys):
