@@ -4,8 +4,9 @@ In eager mode a GPU waits for Python wherever a call takes longer than its kerne
 time of many calls in a row, with one synchronisation at the end, is the host's. Implementations take turns, round by
 round. On a CPU the time is the process's own, which other processes do not enter.
 
-`--layers 16 32` measures whole training forwards of a tiny Llama instead: the connected one and one with hooks, each
-beyond two stock ones (the body on the English prompt without gradients, the model on the main prompt), per layer.
+`--layers 16 32` measures whole training forwards of a tiny Llama instead: the connected one, also with the pivot pass
+as a CUDA graph (`use_pivot_graph`, as `train.sft` runs it), and one with hooks. Each counts beyond two stock ones (the
+body on the English prompt without gradients, the model on the main prompt), per layer.
 `--generate 24` measures `generate` of a tiny Llama instead: the first token, connected − stock, in decode steps of the
 stock model, and a decode step, connected ÷ stock. Without either, ops and then `--generate 24` are measured.
 """
@@ -28,11 +29,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.baselines.base import random_batch
 from benchmarks.baselines.hooks import Hooks
 from benchmarks.measure.decoding import host_rows
+from benchmarks.measure.dry import without_launches
 from benchmarks.measure.record import facts, save
 from benchmarks.measure.sources import contents
 from cc_kernels import (
     add_rows,
-    backend,
     capture_add_rows_,
     capture_rows,
     capture_rows_through,
@@ -44,7 +45,7 @@ from cc_kernels import (
     transform_rows,
 )
 from cc_kernels.launch import HAS_TRITON, launching
-from cc_model import patch_model
+from cc_model import patch_model, use_pivot_graph
 
 CALLS, ROUNDS = 200, 9
 FORWARDS, FORWARD_ROUNDS = 2, 40
@@ -136,37 +137,6 @@ def _through_triton() -> Iterator[None]:
         launching.DIRECT = direct
 
 
-class _NotLaunched:
-    """Stands for a compiled kernel; starting it does nothing."""
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        return lambda *values: None
-
-
-def _zeros(like: Tensor, device: torch.device) -> Callable[[], Tensor]:
-    """Allocates as a launch does, and returns zeros: a CPU computes more slowly with what memory happens to hold."""
-    allocate, zeros = _ALLOCATION(like, device), torch.zeros_like(like, device=device)
-    return lambda: (allocate(), zeros.detach())[1]
-
-
-_ALLOCATION = launching.allocation
-
-
-@contextmanager
-def _without_launches() -> Iterator[None]:
-    """Our kernels are called on CPU tensors and everything happens but the launch, for which there is no GPU."""
-    direct, through_triton, serves = launching.DIRECT, launching.through_triton, backend.triton_serves
-    launching.DIRECT, backend.triton_serves = frozenset({"cpu"}), lambda op, device: True
-    launching.through_triton, launching.allocation = lambda kernel, grid, arguments: _NotLaunched(), _zeros
-    launching.forget()
-    try:
-        yield
-    finally:
-        launching.DIRECT, launching.through_triton, backend.triton_serves = direct, through_triton, serves
-        launching.allocation = _ALLOCATION
-        launching.forget()
-
-
 def _through(call: Callable[[], Any]) -> Callable[[], Any]:
     def run() -> None:
         with _through_triton():
@@ -198,11 +168,12 @@ def _llama(layers: int, device: torch.device) -> Any:
 
 
 def _forwards(layers: int, device: torch.device) -> dict[str, Callable[[], Any]]:
-    """Two stock forwards, and the same with the connection: by this library and by hooks."""
+    """Two stock forwards, and the same with the connection: by hooks, by this library, and with its CUDA graph."""
     batch = random_batch(2, prompt=6, answer=6, pivot=8, vocabulary=128, layers=layers, device=device)
     ids, labels, pivots, noise = batch.input_ids, batch.labels, batch.pivot_input_ids, batch.noise
-    stock, hooked, patched = (_llama(layers, device) for _ in range(3))
+    stock, hooked, patched, graphed = (_llama(layers, device) for _ in range(4))
     patch_model(patched)
+    use_pivot_graph(patch_model(graphed))
     maker = torch.nn.Parameter(torch.randn(layers, 64, device=device))
     hooks = Hooks(hooked, maker, torch.eye(64, device=device))
     given = {"input_ids": ids, "labels": labels, "pivot_input_ids": pivots, "gumbel_noise": noise, "use_cache": False}
@@ -212,7 +183,12 @@ def _forwards(layers: int, device: torch.device) -> dict[str, Callable[[], Any]]
             stock.model(input_ids=pivots, use_cache=False)
         stock(input_ids=ids, labels=labels, use_cache=False)
 
-    return {"two stock": two, "hooks": lambda: hooks.loss(batch), "cc_model": lambda: patched(**given)}
+    return {
+        "two stock": two,
+        "hooks": lambda: hooks.loss(batch),
+        "cc_model": lambda: patched(**given),
+        "cc_model, pivot graph": lambda: graphed(**given),
+    }
 
 
 def _layer_rows(depths: list[int], device: torch.device) -> Iterator[dict[str, Any]]:
@@ -222,7 +198,7 @@ def _layer_rows(depths: list[int], device: torch.device) -> Iterator[dict[str, A
         least = {name: statistics.quantiles(taken, n=10)[0] for name, taken in samples.items()}
         for name, taken in least.items():
             beyond = (taken - least["two stock"]) / layers
-            print(f"{layers:>3} layers  {name:<10} {taken:>9.0f} us, {beyond:>6.1f} us per layer beyond", flush=True)
+            print(f"{layers:>3} layers  {name:<21} {taken:>9.0f} us, {beyond:>6.1f} us per layer beyond", flush=True)
             yield {"layers": layers, "implementation": name, "us": taken, "us_per_layer_beyond_two_stock": beyond}
 
 
@@ -248,7 +224,7 @@ def main(argv: list[str] | None = None) -> int:
     depths, decoding = arguments.layers, arguments.generate
     everything = depths is None and decoding is None
     rows: list[dict[str, Any]] = []
-    with _without_launches() if dry else nullcontext():
+    with without_launches() if dry else nullcontext():
         rows += _op_rows(device, dtype) if everything else ()
         rows += _layer_rows(depths or [], device)
         rows += host_rows([DEPTH] if everything else decoding or [], device)

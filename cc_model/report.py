@@ -21,6 +21,7 @@ from cc_model.fast_paths.product import FLAG
 from cc_model.fast_paths.rollback import ways_by_type
 from cc_model.forward.pivot_graph import graph_work
 from cc_model.patching.classes import is_patched
+from cc_model.patching.projection import plain_weights
 from cc_model.specs import ModelSpec, addend_of, block_of, body_of, layers_of, spec_of, unwrap
 
 
@@ -86,7 +87,7 @@ def report(model: nn.Module) -> Report:
         reason = _fallback(block, addend_of(layer, spec), spec)
         path = "fallback" if reason else "fused"
         few_tokens = "modules" if reason else _few_tokens(block)
-        layers.append(LayerReport(index, path, reason or str(block.cc_fused), few_tokens))
+        layers.append(LayerReport(index, path, reason or f"{block.cc_fused}{_training(block)}", few_tokens))
     device = inner.cc.decision_maker.weight.device
     kernels = f"{'Triton' if triton_serves('swiglu', device) else 'plain PyTorch'}, for tensors on {device.type}"
     body = body_of(inner)
@@ -98,6 +99,16 @@ def report(model: nn.Module) -> Report:
         *_graph_notes(body),
     )
     return Report(kernels, tuple(layers), notes)
+
+
+def _training(block: Any) -> str:
+    """Whether `PatchedFeedForward` trains a fused block as one function, for tensors where the weights are."""
+    fused = block.cc_fused
+    weights = (
+        plain_weights(*(getattr(block, name) for name in (fused.gate, fused.up, fused.down))) if fused.up else None
+    )
+    whole = weights is not None and triton_serves("swiglu" if fused.activation == SILU else "geglu", weights[0].device)
+    return ", in training one function that keeps no product" if whole else ""
 
 
 def _few_tokens(block: Any) -> str:

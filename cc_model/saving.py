@@ -33,6 +33,8 @@ logger = logging.getLogger("cc_model")
 CONFIG_FILE = "cc_config.json"
 PREFIX = "cc."
 SERVED_PREFIX = "CC"  # before the architecture's name, in the config.json of a folder for vLLM
+CODE = Path(__file__).parent / "integrations" / "modeling_cc.py"  # what transformers runs with trust_remote_code
+_CODE_NAMED = ("AutoModelForCausalLM", f"{CODE.stem}.ConnectedCausalLM")
 IGNORED_AT_INFERENCE = "decision_weights"
 _STAGING = ".saving-"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -67,6 +69,7 @@ def save(
     kwargs: dict[str, Any],
     plain: bool,
     serve: bool,
+    remote_code: bool,
 ) -> Any:
     """`model.save_pretrained(directory)`: the stock files, the connection's weights and `cc_config.json`.
 
@@ -82,10 +85,11 @@ def save(
         kwargs: further keyword arguments of the stock method.
         plain: leave out everything of ours.
         serve: name the connected architecture in `config.json`.
+        remote_code: add the file that transformers runs with `trust_remote_code=True`.
     """
     target = Path(directory)
-    if serve:
-        _refuse_to_serve(model, plain)
+    for option in [name for name, given in (("serve", serve), ("remote_code", remote_code)) if given]:
+        _refuse_without_connection(option, model, plain)
     if target.is_file():
         raise ValueError(f"save_directory: expected a directory, got the file {target}")
     kwargs = {**dict(zip(("is_main_process", "state_dict"), args)), **kwargs}
@@ -114,7 +118,9 @@ def save(
         with tempfile.TemporaryDirectory(dir=target, prefix=_STAGING) as made:
             staging = Path(made) / "new"
             staging.mkdir()
-            finish = functools.partial(_finish, model, staging, target, kwargs.get("variant"), plain, serve)
+            finish = functools.partial(
+                _finish, model, staging, target, kwargs.get("variant"), plain, serve, remote_code
+            )
             if not kwargs.get("push_to_hub"):
                 result = stock(staging, **kwargs)
                 finish()
@@ -124,15 +130,19 @@ def save(
                 return stock(staging, **kwargs)
 
 
-def _finish(model: Any, staging: Path, target: Path, variant: str | None, plain: bool, serve: bool) -> set[str]:
+def _finish(
+    model: Any, staging: Path, target: Path, variant: str | None, plain: bool, serve: bool, remote_code: bool
+) -> set[str]:
     """Add the options to what the stock method wrote into `staging`, and move all of it; returns the names."""
     weights = _of_one_save(variant)
+    if (staging / "config.json").exists():  # an adapter's save has none
+        _tell_loaders(staging / "config.json", serve, remote_code)
+    if remote_code:
+        shutil.copyfile(CODE, staging / CODE.name)
     written = {path.name for path in staging.iterdir()}
     stale = []
-    if serve:
-        _name_connected_architecture(staging / "config.json")
     if any(map(weights, written)):  # not an adapter's save
-        stale = [path for path in target.iterdir() if weights(path.name) and path.name not in written]
+        stale = [p for p in target.iterdir() if (weights(p.name) or p.name == CODE.name) and p.name not in written]
         others = [path for path in target.glob("*.safetensors") if path.name not in written and path not in stale]
         options, shared = target / CONFIG_FILE, any(map(_has_connection, others))
         if not plain:
@@ -237,18 +247,31 @@ def _stock_config(config: Any) -> Iterator[None]:
             config.keys_to_ignore_at_inference = present
 
 
-def _refuse_to_serve(model: Any, plain: bool) -> None:
-    """Raise where `serve=True` would write a folder that answers as the plain model, or cannot be served."""
+def _refuse_without_connection(option: str, model: Any, plain: bool) -> None:
+    """Raise where `serve=True` or `remote_code=True` would write a folder that answers as the plain model."""
     if plain:
-        raise ValueError("serve: expected one of plain=True and serve=True, got both; plain serves the plain model")
+        raise ValueError(f"{option}: expected one of plain=True and {option}=True, got both; plain is without it")
     if model.cc.transform_matrix is None:
-        raise ValueError("serve: expected a Transform Matrix, without one there is no connection; fit_transform_matrix")
+        raise ValueError(
+            f"{option}: expected a Transform Matrix, without one there is no connection; fit_transform_matrix"
+        )
     if getattr(model, "_hf_peft_config_loaded", False):
-        raise ValueError("serve: expected a model without adapters; merge them into it first")
+        raise ValueError(f"{option}: expected a model without adapters; merge them into it first")
 
 
-def _name_connected_architecture(config_file: Path) -> None:
-    """Write the connected architecture's name, which vLLM reads and transformers does not."""
-    config = json.loads(config_file.read_text(encoding="utf-8"))
-    config["architectures"] = [SERVED_PREFIX + name for name in config["architectures"]]
-    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def _tell_loaders(config_file: Path, serve: bool, remote_code: bool) -> None:
+    """Write the connected architecture's name, which vLLM reads, and our file's, which transformers runs if trusted."""
+    text = config_file.read_text(encoding="utf-8")
+    config = json.loads(text)
+    if serve:
+        config["architectures"] = [SERVED_PREFIX + name for name in config["architectures"]]
+    key, ours = _CODE_NAMED
+    code = config.pop("auto_map", {})
+    if remote_code:
+        code[key] = ours
+    elif code.get(key) == ours:  # the model came from a folder with our file
+        del code[key]
+    if code:
+        config["auto_map"] = code
+    if config != json.loads(text):
+        config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,11 +1,12 @@
-"""Let a CC model that reads English answer prompts in other languages, and train a plain model on its answers.
+"""Let a model that reads English answer prompts in other languages, and train a plain model on its answers.
 
     python -m train.distil --teacher runs/cc --prompts prompts.jsonl --dataset rows.jsonl --model Qwen/Qwen2.5-0.5B
     python -m train.distil --teacher runs/cc --prompts prompts.jsonl --output_dir runs/student --answers_only
 
-Prompts have `instruction` and `instruction_en`; answers that they may have are not read. The student trains on the
-labelled rows of `--dataset` and on the teacher's answers. By default it is a plain model: no English, no matrix and no
-connection at inference. `train.distillation` has the parts.
+The teacher is a CC model, or a plain one that reads the English question before the question (`train.sft --method
+vanilla --english_in_prompt true`). Prompts have `instruction` and `instruction_en`; answers that they may have are not
+read. The student trains on the labelled rows of `--dataset` and on the teacher's answers. By default it is a plain
+model: no English, no matrix and no connection at inference. `train.distillation` has the parts.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import PartialState
 from rich.console import Console
@@ -26,21 +28,24 @@ from cc_model.files import write_text
 from cc_model.integrations.trainer import CCTrainer
 from train.common.arguments import CollatorArguments, DataArguments, ModelArguments, SftArguments, option, parse
 from train.common.console import open_console, say
+from train.common.english_in_prompt import EnglishInPrompt
 from train.common.files import json_lines, output_folder
 from train.common.models import load_trained
-from train.common.modes import ENGLISH, answering
+from train.common.modes import ENGLISH, VANILLA, answering
 from train.common.rows import check_rows, has_pivot
 from train.data.sources import load_rows
-from train.distillation.selection import kept_report, taught_rows
+from train.distillation.selection import kept_report, reasons, taught_rows
 from train.distillation.store import ANSWERS, AnswerFile
+from train.distillation.targets import TargetTrainer, with_targets
 from train.distillation.teacher import Answer, write_answers
 from train.sft import run_sft
 
 DESCRIPTION = (
-    "A CC model (--teacher) reads prompts with their English version and answers them in the prompts' language; a "
-    "student, plain unless --method cc, is trained on labelled rows (--dataset) and on these answers. Answers are kept "
-    "as they come, and the same command continues. The options of the student and its training are those of train.sft; "
-    "they may stand in a YAML file given first."
+    "A model that reads English (--teacher: a CC model, or a plain one trained with --english_in_prompt true) reads "
+    "prompts with their English version and answers them in the prompts' language; a student, plain unless --method "
+    "cc, is trained on labelled rows (--dataset) and on these answers. Answers are kept as they come, and the same "
+    "command continues. The options of the student and its training are those of train.sft; they may stand in a YAML "
+    "file given first."
 )
 REPORT, ROWS = "distil_report.json", "rows.jsonl"
 
@@ -51,7 +56,11 @@ class DistilArguments:
 
     _argument_group_name = "teacher"
 
-    teacher: str = option("", "Folder of a CC model, which train.sft wrote with --method cc (required).")
+    teacher: str = option(
+        "",
+        "Folder of a model that reads English, which train.sft wrote with --method cc, or with --method vanilla and "
+        "--english_in_prompt true (required).",
+    )
     prompts: str = option(
         "",
         "Prompts with instruction and instruction_en, or messages and messages_en (required): a file, a folder, a hub "
@@ -61,6 +70,18 @@ class DistilArguments:
     max_prompts: int | None = option(None, "Use only the first N prompts.")
     threshold: float | None = option(
         None, "Least mean log-likelihood of an answer in nats per token, at most 0; left out: all answers are learned."
+    )
+    keep: float | None = option(
+        None, "Instead of --threshold: the share of the answers that is learned, 0.5 for the likelier half."
+    )
+    targets: Literal["text", "distribution"] = option(
+        "text",
+        "What a plain student learns of an answer: its text, or the teacher's distribution at each of its tokens (KL), "
+        "for which both need the same tokenizer.",
+    )
+    top: int = option(8, "With --targets distribution: likeliest tokens that are kept; the others are one bucket.")
+    text_weight: float = option(
+        0.5, "With --targets distribution: share of the text in the loss of an answer, from 0 to 1."
     )
     answers_only: bool = option(False, "Write the answers and the report on them, and train no student.")
     max_new_tokens: int = option(64, "Most tokens of an answer; one that is cut off is not learned.")
@@ -80,42 +101,54 @@ def run_distil(
     """Answer, select, train; what the command line does. Returns the student's trainer, if there is a student.
 
     Raises:
-        ValueError: options that do not fit together, a teacher without the connection, prompts without an English
+        ValueError: options that do not fit together, a teacher that reads no English, prompts without an English
             version, answers of another run in the output folder, nothing to learn, or what `train.sft` raises.
     """
     console = open_console(console)
-    _check(options, data_options)
+    _check(options, data_options, model_options, token_options)
     folder = output_folder(str(arguments.output_dir), "output_dir")
     rows = _prompts(options, data_options, console)
     answers = _answers(options, rows, folder, arguments.overwrite, console)
-    report = kept_report(answers, options.threshold)
+    report = kept_report(answers, options.threshold, options.keep)
     write_text(folder / REPORT, json.dumps(report, indent=1) + "\n")
     console.print(report_table(report))
     if options.answers_only:
         say(console, f"answers: {folder / ANSWERS}")
         return None
-    taught = taught_rows(rows, answers, options.threshold)
+    taught = taught_rows(rows, answers, options.threshold, options.keep)
     if not taught:
         raise ValueError(f"threshold: expected answers to learn from, got none of {len(answers)}; see {REPORT}")
     labelled = [dict(row) for row in load_rows(data_options)]
     write_text(folder / ROWS, json_lines([*labelled, *taught]))
     say(console, f"{len(labelled):,} labelled rows and {len(taught):,} answers of the teacher: {folder / ROWS}")
     mixed = replace(data_options, **COLUMNS, dataset=str(folder / ROWS), max_samples=None)
-    return run_sft(model_options, mixed, token_options, arguments, console)
+    if options.targets == "text":
+        return run_sft(model_options, mixed, token_options, arguments, console)
+    kept = zip(answers, reasons(answers, options.threshold, options.keep))
+    targets = [None] * len(labelled) + [answer.targets for answer, why in kept if why == "kept"]
+    kind = partial(TargetTrainer, targets=targets, text_weight=options.text_weight)
+    return run_sft(model_options, mixed, token_options, arguments, console, kind)
 
 
 # `load_rows` has renamed the columns already.
 COLUMNS: dict[str, Any] = {f"{name}_column": name for name in ("instruction", "instruction_en", "output")}
 
 
-def _check(options: DistilArguments, data: DataArguments) -> None:
+def _check(options: DistilArguments, data: DataArguments, model: ModelArguments, tokens: CollatorArguments) -> None:
     for name in ("teacher", "prompts"):
         if not getattr(options, name):
             raise ValueError(f"{name}: expected --{name}, got none")
-    for name in ("max_new_tokens", "answer_batch_size"):
+    for name in ("max_new_tokens", "answer_batch_size", "top"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name}: expected a positive number, got {getattr(options, name)}")
-    taught_rows([], [], options.threshold)
+    taught_rows([], [], options.threshold, options.keep)
+    if not 0 <= options.text_weight <= 1:
+        raise ValueError(f"text_weight: expected a share from 0 to 1, got {options.text_weight}")
+    if options.targets == "distribution" and not options.answers_only and (model.method == "cc" or tokens.packed):
+        got = "--method cc" if model.method == "cc" else "--packed true"
+        raise ValueError(
+            f"targets: expected text with {got}, got distribution, which a plain student learns row by row"
+        )
     if data.dataset is None and not options.answers_only:
         raise ValueError("dataset: expected --dataset with labelled rows, or --answers_only, got neither")
     if (count := PartialState().num_processes) > 1:
@@ -147,30 +180,38 @@ def _answers(
 ) -> list[Answer]:
     """The teacher's answers to all rows: those of an earlier run of the same, and the missing ones."""
     depends = {"teacher": options.teacher, "max_new_tokens": options.max_new_tokens, "dtype": options.teacher_dtype}
+    depends |= {"top": options.top} if options.targets == "distribution" else {}
     kept = AnswerFile(folder, rows, depends, anew)
     missing = kept.missing
     if kept.answers:
         say(console, f"{len(kept.answers):,} of {len(rows):,} prompts have an answer in {kept.path}")
     if missing:
         teacher, collator = load_trained(options.teacher, options.device, options.teacher_dtype)
-        if not hasattr(teacher, "cc"):
-            raise ValueError(f"teacher: expected a model trained with --method cc, {options.teacher} is a plain one")
+        connected = hasattr(teacher, "cc")
+        if not (connected or isinstance(collator, EnglishInPrompt)):
+            raise ValueError(
+                f"teacher: expected a model that reads English (trained with --method cc, or with --method vanilla "
+                f"--english_in_prompt true), {options.teacher} reads the question alone"
+            )
         check_rows(rows, collator, answers=False, numbers=missing, argument="prompts")
         asked = [rows[number] for number in missing]
-        with answering(teacher, ENGLISH), tqdm(total=len(asked), desc="answer", unit="row") as bar:
-            batches = write_answers(
-                teacher, collator, asked, options.answer_batch_size, max_new_tokens=options.max_new_tokens
-            )
+        mode = ENGLISH if connected else VANILLA
+        with answering(teacher, mode) as pivot, tqdm(total=len(asked), desc="answer", unit="row") as bar:
+            batches = write_answers(teacher, collator, asked, options.answer_batch_size, pivot, options.max_new_tokens)
             for part in batches:
-                kept.add({missing[place]: answer for place, answer in part.items()})
+                found = {missing[place]: answer for place, answer in part.items()}
+                if options.targets == "distribution":
+                    found = with_targets(teacher, collator, rows, found, options.top, pivot)
+                kept.add(found)
                 bar.update(len(part))
     return [kept.answers[number] for number in range(len(rows))]
 
 
 def report_table(report: dict[str, Any]) -> Table:
     """What is kept of the answers, as a rich table."""
-    asked = "none" if report["threshold"] is None else f"{report['threshold']:g}"
-    table = Table("answers", "number", title=f"Answers of the teacher, threshold {asked}", title_justify="left")
+    asked = [f"{name} {report[name]:g}" for name in ("threshold", "keep") if report[name] is not None]
+    title = f"Answers of the teacher, {asked[0] if asked else 'threshold none'}"
+    table = Table("answers", "number", title=title, title_justify="left")
     table.columns[1].justify = "right"
     for name, number in report["numbers"].items():
         table.add_row("all" if name == "answers" else name, f"{number:,}")

@@ -210,10 +210,20 @@ def _check(options: EvaluateArguments) -> None:
     if options.engine == "vllm" and options.device != "auto":
         raise ValueError(f"device: expected auto with --engine vllm, which finds its own, got {options.device!r}")
     _engine_options(options)
+    for name in ("model", "baseline"):
+        _check_reads_no_english(name, getattr(options, name))
     for name in ("limit", "batch_size", "max_new_tokens", "max_length", "resamples"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"{name}: expected a positive number, got {value}")
+
+
+def _check_reads_no_english(name: str, folder: str | None) -> None:
+    if folder is not None and load_options(folder).get("collator", {}).get("english_in_prompt"):
+        raise ValueError(
+            f"{name}: expected a model that reads the question alone, {folder} was trained with --english_in_prompt "
+            "true, and the rows of the benchmarks have no English version; train a student of it with train.distil"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,6 +21,7 @@ from cc_model.files import write_text
 from train.common.answers import generate_answers
 from train.common.arguments import as_typed, option, parse
 from train.common.console import open_console, say
+from train.common.english_in_prompt import EnglishInPrompt
 from train.common.files import json_lines, output_file, read_records
 from train.common.models import load_trained
 from train.common.modes import ENGLISH, MATRIX, OFF, TITLES, VANILLA, answering
@@ -145,6 +146,12 @@ def run_generate(options: GenerateArguments, console: Console | None = None) -> 
     check_rows(rows, collator, answers=False, argument="file" if options.file else "prompt")
     if not hasattr(model, "cc"):
         say(console, f"The model was trained with --method vanilla: its answers are {VANILLA}.")
+        if isinstance(collator, EnglishInPrompt):
+            number = sum(map(has_pivot, rows))
+            say(
+                console,
+                f"It reads the English version in the prompt (--english_in_prompt): {number:,} prompts have one.",
+            )
     elif model.cc.transform_matrix is None:
         say(console, f"The model has no Transform Matrix yet (python -m train.fit_transform): without one it is {OFF}.")
     answers = answer_all(model, collator, rows, options)

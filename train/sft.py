@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from cc_model.integrations.trainer import CCTrainer, SimulatedTraining
 from train.common.arguments import CollatorArguments, DataArguments, ModelArguments, SftArguments, as_typed, parse
 from train.common.checkpoints import last_complete_checkpoint
 from train.common.console import open_console, say
+from train.common.english_in_prompt import make_collator
 from train.common.files import output_folder
 from train.common.models import load_for_training, save_options, set_end_of_turn
 from train.common.resume import KeepOptions, check_options, check_parts, options_of, other_rows
@@ -82,8 +83,14 @@ def run_sft(
     token_options: CollatorArguments,
     arguments: SftArguments,
     console: Console | None = None,
+    kind: Callable[..., CCTrainer] = CCTrainer,
 ) -> CCTrainer:
     """Load, train and save; what the command line does. The trainer's `state.log_history` has losses and decisions.
+
+    Args:
+        model_options, data_options, token_options, arguments: those of the command line.
+        console: of rich; a new one if None.
+        kind: of trainer, as in `train.common.training.make_trainer`.
 
     Raises:
         ValueError: options that do not fit together or, resuming, differ from the checkpoint's; data without the
@@ -93,24 +100,25 @@ def run_sft(
     if token_options.system is not None:
         token_options = replace(token_options, system=as_typed(token_options.system))
     check_training(arguments, model_options.method)
+    reads = _reads_english(model_options, token_options)
     options = options_of(model_options, data_options, token_options, arguments)
     checkpoint = find_checkpoint(arguments)
     if checkpoint is not None:
         check_options(checkpoint, options)
     folder = output_folder(str(arguments.output_dir), "output_dir")
     set_seed(arguments.seed)
-    rows, eval_rows = _load_rows(model_options, data_options)
+    rows, eval_rows = _load_rows(data_options, reads)
     model, tokenizer = load_for_training(model_options, rows)
     if checkpoint is not None:
         check_parts(checkpoint, model, tokenizer, model_options)
-    collator = ParallelCollator(
+    collator = make_collator(
         tokenizer, **asdict(token_options), share_pivots=arguments.share_pivots, loss_only=arguments.loss_only
     )
     set_end_of_turn(model, collator)
     if model_options.method == "cc" and arguments.pivot_graph:
         use_pivot_graph(model)
     rows, eval_rows = _checked(rows, eval_rows, collator, arguments)
-    trainer = make_trainer(model, collator, rows, arguments, eval_rows, model_options.method, console)
+    trainer = make_trainer(model, collator, rows, arguments, eval_rows, model_options.method, console, kind)
     trainer.add_callback(KeepOptions(options))
     if model_options.simulated_share > 0:
         trainer.add_callback(_simulated_training(model_options, collator, rows, arguments.seed))
@@ -128,13 +136,23 @@ def run_sft(
     return trainer
 
 
-def _load_rows(model_options: ModelArguments, data_options: DataArguments) -> tuple[Dataset, Dataset | None]:
-    """The rows to train on, and those of the evaluation loss, if any."""
-    rows = load_rows(data_options)
-    if model_options.method == "cc" and count_pivots(rows) == 0:
+def _reads_english(model_options: ModelArguments, token_options: CollatorArguments) -> str | None:
+    """The option by which the model reads English, if it does."""
+    connected = model_options.method == "cc"
+    if connected and token_options.english_in_prompt:
         raise ValueError(
-            f"instruction_en: --method cc expects rows with an English version, got none in {data_options.dataset!r}; "
-            "see --instruction_en_column, or use --method vanilla"
+            "english_in_prompt: expected false with --method cc, which reads English by the connection, got true"
+        )
+    return "--method cc" if connected else "--english_in_prompt true" if token_options.english_in_prompt else None
+
+
+def _load_rows(data_options: DataArguments, reads: str | None) -> tuple[Dataset, Dataset | None]:
+    """The rows to train on, and those of the evaluation loss, if any; `reads` is what needs their English version."""
+    rows = load_rows(data_options)
+    if reads is not None and count_pivots(rows) == 0:
+        raise ValueError(
+            f"instruction_en: {reads} expects rows with an English version, got none in {data_options.dataset!r}; "
+            "see --instruction_en_column, or use --method vanilla alone"
         )
     return rows, load_rows(data_options, data_options.eval_split) if data_options.eval_split else None
 
@@ -159,7 +177,9 @@ def _announce(console: Console, model: Any, rows: Dataset, options: Mapping[str,
     say(
         console,
         f"{type(model).__name__}, {size:,} parameters, method {options['model']['method']}; {len(rows):,} rows, "
-        f"{count_pivots(rows):,} with an English version" + (f"; resuming from {checkpoint}" if checkpoint else ""),
+        f"{count_pivots(rows):,} with an English version"
+        + (", which is read in the prompt" if options["collator"]["english_in_prompt"] else "")
+        + (f"; resuming from {checkpoint}" if checkpoint else ""),
     )
     for difference in other_rows(checkpoint, options) if checkpoint else ():
         say(console, f"resuming with {difference}")

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.jobs.kernel_tests tests/kernels --out FILE`: kernel tests or golden vectors, on a GPU.
+"""`python -m benchmarks.jobs.kernel_tests tests/kernels --out FILE`: kernel tests, golden vectors or models, on a GPU.
 
 The record is saved as tests end, so that a run that is stopped has told what failed until then.
 """
@@ -20,7 +20,19 @@ from benchmarks.measure.record import ROOT, facts, save
 from benchmarks.measure.sources import contents
 
 # By folder, the part that its record is of, and a file that is enough to check this program.
-PARTS = {"tests/golden": ("golden", "test_golden.py"), "tests/kernels": ("tests", "test_backend.py")}
+PARTS = {
+    "tests/golden": ("golden", "test_golden.py"),
+    "tests/kernels": ("tests", "test_backend.py"),
+    "tests/model": ("model-tests", "test_pivot_graph_on_gpu.py"),
+}
+# Of tests/model only what a GPU runs otherwise than a CPU.
+FILES = {
+    "tests/model": (
+        "test_pivot_graph_on_gpu.py",
+        "fast_paths/test_whole_block.py",
+        "fast_paths/test_few_tokens.py",
+    )
+}
 # What needs no GPU and takes long: compiling ahead of time, the interpreter, programs, pure functions; and a candidate
 # that has not run on a GPU yet, each of whose tests compiles for 10 s.
 WITHOUT_GPU = (
@@ -100,9 +112,9 @@ def main(argv: list[str] | None = None) -> int:
         command += ["--numprocesses", str(min(arguments.processes, os.cpu_count() or 1)), "--dist", "worksteal"]
     command += [f"--ignore={ROOT / name}" for name in WITHOUT_GPU]
     part, one_file = PARTS[arguments.path]
-    chosen = ROOT / arguments.path / (one_file if arguments.smoke else "")
+    files = (one_file,) if arguments.smoke else FILES.get(arguments.path, ("",))
     outcomes = Outcomes(part, arguments.out, arguments.seconds)
-    code = int(pytest.main([*command, str(chosen)], plugins=[outcomes]))
+    code = int(pytest.main([*command, *(str(ROOT / arguments.path / name) for name in files)], plugins=[outcomes]))
     outcomes.record["stopped"] = code == pytest.ExitCode.INTERRUPTED
     outcomes.save()
     counts = {name: outcomes.record[name] for name in ("passed", "failed", "errors", "skipped")}

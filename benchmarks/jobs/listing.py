@@ -74,6 +74,13 @@ def _study(name: str, answers: str, seconds: int, needs: str, arguments: str) ->
 _LISTED = (
     _tests("golden", "are the published numbers right on the device", 20, "golden", "tests/golden"),
     _tests("kernel-tests", "are the kernels right, compiled", 80, "tests", "tests/kernels"),
+    _tests(
+        "model-tests",
+        "do CUDA graphs, blocks as one function and few tokens compute the same",
+        50,
+        "model-tests",
+        "tests/model",
+    ),
     _profile(
         "step-1b",
         "a 1B training step, 8 × 640 tokens, 4 translations of each English prompt, in every mode",

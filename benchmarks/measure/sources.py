@@ -53,7 +53,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "curve": _INFER,
     "run": (*_MODEL, "benchmarks/train_run.py"),
     "fit": ("cc_model/matrix/*.py", "cc_model/forward/bank.py", "benchmarks/fit_matrix.py"),
-    "host": (_KERNELS, "benchmarks/host_time.py"),
+    "host": (*_MODEL, "benchmarks/host_time.py", "benchmarks/measure/dry.py"),
     "decoding": (*_MODEL, *_ROUNDS, "cc_model/generation*.py", "benchmarks/measure/decoding.py"),
     "serve": (
         *(*_MODEL, *_ROUNDS, "cc_model/generation*.py", "cc_model/integrations/vllm/*.py"),
@@ -61,6 +61,7 @@ SOURCES: dict[str, tuple[str, ...]] = {
     ),
     "golden": (*_MODEL, "cc_model/generation*.py", "cc_model/matrix/*.py", "tests/golden/*.py"),
     "tests": (_KERNELS, "tests/kernels/*.py"),
+    "model-tests": (*_MODEL, "tests/model/test_pivot_graph_on_gpu.py", "tests/model/fast_paths/*.py"),
     "experiment": (*_MODEL, "train/experiment/*.py"),
     "tune": ("cc_kernels/ops/**/*.py", "benchmarks/tune.py", *_CLOCK),
     "swiglu": _op("swiglu"),

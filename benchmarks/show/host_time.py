@@ -13,6 +13,10 @@ def _how(record: Record) -> str:
     return ", up to the launch" if record.get("dry") else ""
 
 
+def _written(implementation: str) -> str:
+    return implementation.replace("cc_kernels", "ours").replace("cc_model", "ours")
+
+
 def tables(record: Record) -> Iterator[Table]:
     """One row per op, a column per implementation; of whole forwards one row per depth."""
     device = record["facts"]["device"]
@@ -22,7 +26,7 @@ def tables(record: Record) -> Iterator[Table]:
             found.setdefault(str(row[key]), {})[row["implementation"]] = f"{row[value]:.1f}"
         names = list(dict.fromkeys(name for cells in found.values() for name in cells))
         rows = [[of, *(cells.get(name, "") for name in names)] for of, cells in found.items()]
-        header = [key, *("ours" if name in ("cc_kernels", "cc_model") else name for name in names)]
+        header = [key, *map(_written, names)]
         beyond = " beyond two stock forwards, per layer" if key == "layers" else ""
         if rows:
             yield Table(f"Host µs of {what}{beyond}{_how(record)}, {device}", header, rows, "host")
@@ -37,7 +41,7 @@ def _decoding(row: Record) -> list[str]:
     added, ratio = row["added_steps"], row["step_ratio"]
     return [
         str(row["generate"]),
-        "ours" if row["implementation"] == "cc_model" else row["implementation"],
+        _written(row["implementation"]),
         f"{row['first_us']:,.0f}",
         f"{added['median']:.2f} ({added['low']:.2f}–{added['high']:.2f})",
         f"{row['step_us']:,.0f}",
@@ -56,8 +60,9 @@ def numbers(record: Record) -> Iterator[Number]:
             yield Number(f"{name}, added_steps", row["added_steps"]["median"], "decoding")
             yield Number(f"{name}, step_ratio", row["step_ratio"]["median"], "decoding")
         else:
-            name = f"{row['layers']} layers, {row['implementation']}{dry}, host_us_per_layer"
-            yield Number(name, row[_PER_LAYER], "host")
+            name = f"{row['layers']} layers, {row['implementation']}{dry}"
+            yield Number(f"{name}, host_us_per_layer", row[_PER_LAYER], "host")
+            yield Number(f"{name}, host_us", row["us"], "host")
 
 
 KIND = Kind(tables, numbers)

@@ -38,8 +38,9 @@ def _swiglu(model: ModelShape, dtype: torch.dtype, batches: tuple[int, ...]) -> 
         whole = _empty(tokens, model.intermediate, dtype=dtype)
         halves = _empty(tokens, 2 * model.intermediate, dtype=dtype).chunk(2, dim=-1)
         for gate, up in ((whole, whole), halves):
-            op._swiglu_forward(gate, up)
+            op.swiglu_forward(gate, up)
             op._swiglu_backward(whole, gate, up)
+            op.swiglu_backward_(whole, gate, up)
 
 
 def _geglu(model: ModelShape, dtype: torch.dtype, batches: tuple[int, ...]) -> None:
@@ -49,8 +50,9 @@ def _geglu(model: ModelShape, dtype: torch.dtype, batches: tuple[int, ...]) -> N
         whole = _empty(tokens, model.intermediate, dtype=dtype)
         halves = _empty(tokens, 2 * model.intermediate, dtype=dtype).chunk(2, dim=-1)
         for gate, up in ((whole, whole), halves):
-            op._geglu_forward(gate, up, tanh)
+            op.geglu_forward(gate, up, tanh)
             op._geglu_backward(whole, gate, up, tanh)
+            op.geglu_backward_(whole, gate, up, tanh)
 
 
 def _capture_rows(model: ModelShape, dtype: torch.dtype, batches: tuple[int, ...]) -> None:

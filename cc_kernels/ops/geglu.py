@@ -31,6 +31,7 @@ from cc_kernels.launch import (
     prepared,
     tl,
     warp_size,
+    written,
 )
 from cc_kernels.library import define
 from cc_kernels.op import Op
@@ -89,6 +90,7 @@ def _geglu_bwd_kernel(
     columns,
     blocks_per_row,
     TANH: tl.constexpr,
+    PRODUCT: tl.constexpr,
     ARITHMETIC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -108,10 +110,14 @@ def _geglu_bwd_kernel(
     tl.store(grad_gate_ptr + out, grad_gate.to(grad_gate_ptr.dtype.element_ty), mask=mask)
     grad_up = grad * activated
     tl.store(grad_up_ptr + out, grad_up.to(grad_up_ptr.dtype.element_ty), mask=mask)
+    if PRODUCT:
+        product = activated * up
+        tl.store(grad_ptr + row * grad_stride + start + offsets, product.to(grad_ptr.dtype.element_ty), mask=mask)
 
 
 @prepared
-def _geglu_forward(gate: Tensor, up: Tensor, tanh: bool) -> Tensor:
+def geglu_forward(gate: Tensor, up: Tensor, tanh: bool) -> Tensor:
+    """`geglu` without a derivative, and without checks."""
     out = empty(gate, gate.shape)
     if out.numel() == 0:
         return out
@@ -127,8 +133,7 @@ def _geglu_forward(gate: Tensor, up: Tensor, tanh: bool) -> Tensor:
     return out
 
 
-@prepared
-def _geglu_backward(grad: Tensor, gate: Tensor, up: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
+def _gradients(grad: Tensor, gate: Tensor, up: Tensor, tanh: bool, product: bool) -> tuple[Tensor, Tensor]:
     grad_gate, grad_up = empty(gate, gate.shape), empty(up, up.shape)
     if grad.numel() == 0:
         return grad_gate, grad_up
@@ -140,9 +145,22 @@ def _geglu_backward(grad: Tensor, gate: Tensor, up: Tensor, tanh: bool) -> tuple
         grad_ptr=grad, gate_ptr=gate, up_ptr=up, grad_gate_ptr=grad_gate, grad_up_ptr=grad_up,
         grad_stride=grad_stride, gate_stride=gate_stride, up_stride=up_stride,
         columns=columns, blocks_per_row=None if rows == 1 else blocks_per_row,
-        TANH=tanh, ARITHMETIC=arithmetic_dtype(gate.dtype), **constants(config),
+        TANH=tanh, PRODUCT=product, ARITHMETIC=arithmetic_dtype(gate.dtype), **constants(config),
     )  # fmt: skip
     return grad_gate, grad_up
+
+
+@prepared
+def _geglu_backward(grad: Tensor, gate: Tensor, up: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
+    return _gradients(grad, gate, up, tanh, product=False)
+
+
+@prepared
+def geglu_backward_(grad: Tensor, gate: Tensor, up: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
+    """∂gate and ∂up; `grad`, contiguous, then holds the op's output, which the gradient of a weight after it needs."""
+    gradients = _gradients(grad, gate, up, tanh, product=True)
+    written(grad)
+    return gradients
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
@@ -163,7 +181,7 @@ if HAS_TRITON:
     )
     _geglu = define(
         "geglu(Tensor gate, Tensor up, bool tanh) -> Tensor",
-        _geglu_forward,
+        geglu_forward,
         fake=lambda gate, up, tanh: gate.new_empty(gate.shape),
         reference=reference.geglu,
         backward=_autograd,
@@ -180,7 +198,7 @@ def _check(gate: Tensor, up: Tensor, tanh: bool) -> None:
 
 
 # torch.compile fuses the definition into its neighbours, as that of `swiglu`.
-_op = Op("geglu", _check, reference.geglu, _geglu_forward, trace=True)
+_op = Op("geglu", _check, reference.geglu, geglu_forward, trace=True)
 
 
 def geglu(gate: Tensor, up: Tensor, approximate: str = "none") -> Tensor:
@@ -205,9 +223,13 @@ def geglu(gate: Tensor, up: Tensor, approximate: str = "none") -> Tensor:
         >>> geglu(torch.tensor([0.0, 2.0]), torch.tensor([5.0, 3.0]), approximate="tanh")
         tensor([0.0000, 5.8638])
     """
+    return _op(gate, up, _is_tanh(approximate))
+
+
+def _is_tanh(approximate: str) -> bool:
     if approximate not in ("none", "tanh"):
         raise ValueError(f"approximate: expected 'none' or 'tanh', got {approximate!r}")
-    return _op(gate, up, approximate == "tanh")
+    return approximate == "tanh"
 
 
-__all__ = ["geglu"]
+__all__ = ["geglu", "geglu_backward_", "geglu_forward"]

@@ -5,7 +5,8 @@
 
 Shapes: gate, up, out `(..., I)`. dtypes: fp16, bf16, fp32 or fp64, one for all; fp32 arithmetic on 16-bit inputs and
 one rounding. Bytes moved: forward 3·N·I elements, backward 5·N·I (reads gate, up and the incoming gradient, writes
-two gradients; σ is recomputed, nothing but the inputs is saved).
+two gradients; σ is recomputed, nothing but the inputs is saved). `swiglu_backward_` writes `out` again, over ∂out:
+6·N·I.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from cc_kernels.launch import (
     tl,
     unit_stride,
     warp_size,
+    written,
 )
 from cc_kernels.library import define
 from cc_kernels.op import Op
@@ -80,6 +82,7 @@ def _swiglu_bwd_kernel(
     up_stride,
     columns,
     blocks_per_row,
+    PRODUCT: tl.constexpr,
     ARITHMETIC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -95,6 +98,9 @@ def _swiglu_bwd_kernel(
     out = row * columns + start + offsets
     tl.store(grad_gate_ptr + out, grad_gate.to(grad_gate_ptr.dtype.element_ty), mask=mask)
     tl.store(grad_up_ptr + out, grad_up.to(grad_up_ptr.dtype.element_ty), mask=mask)
+    if PRODUCT:  # rounded as the forward rounds it
+        product = gate / (1 + tl.exp(-gate)) * up
+        tl.store(grad_ptr + row * grad_stride + start + offsets, product.to(grad_ptr.dtype.element_ty), mask=mask)
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,8 @@ def as_rows(*tensors: Tensor) -> tuple[list[Tensor], list[int], int, int]:
 
 
 @prepared
-def _swiglu_forward(gate: Tensor, up: Tensor) -> Tensor:
+def swiglu_forward(gate: Tensor, up: Tensor) -> Tensor:
+    """`swiglu` without a derivative, and without checks."""
     out = empty(gate, gate.shape)
     if out.numel() == 0:
         return out
@@ -145,8 +152,7 @@ def _swiglu_forward(gate: Tensor, up: Tensor) -> Tensor:
     return out
 
 
-@prepared
-def _swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+def _gradients(grad: Tensor, gate: Tensor, up: Tensor, product: bool) -> tuple[Tensor, Tensor]:
     grad_gate, grad_up = empty(gate, gate.shape), empty(up, up.shape)
     if grad.numel() == 0:
         return grad_gate, grad_up
@@ -157,10 +163,23 @@ def _swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Te
         _swiglu_bwd_kernel, (rows * blocks_per_row,),
         grad_ptr=grad, gate_ptr=gate, up_ptr=up, grad_gate_ptr=grad_gate, grad_up_ptr=grad_up,
         grad_stride=grad_stride, gate_stride=gate_stride, up_stride=up_stride,
-        columns=columns, blocks_per_row=None if rows == 1 else blocks_per_row,
+        columns=columns, blocks_per_row=None if rows == 1 else blocks_per_row, PRODUCT=product,
         ARITHMETIC=arithmetic_dtype(gate.dtype), **constants(config),
     )  # fmt: skip
     return grad_gate, grad_up
+
+
+@prepared
+def _swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    return _gradients(grad, gate, up, product=False)
+
+
+@prepared
+def swiglu_backward_(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """∂gate and ∂up; `grad`, contiguous, then holds the op's output, which the gradient of a weight after it needs."""
+    gradients = _gradients(grad, gate, up, product=True)
+    written(grad)
+    return gradients
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
@@ -180,7 +199,7 @@ if HAS_TRITON:
     )
     _swiglu = define(
         "swiglu(Tensor gate, Tensor up) -> Tensor",
-        _swiglu_forward,
+        swiglu_forward,
         fake=lambda gate, up: gate.new_empty(gate.shape),
         reference=reference.swiglu,
         backward=_autograd,
@@ -197,7 +216,7 @@ def _check(gate: Tensor, up: Tensor) -> None:
 
 
 # torch.compile fuses the definition into its neighbours, at the speed of the kernel and with the same saved tensors.
-_op = Op("swiglu", _check, reference.swiglu, _swiglu_forward, trace=True)
+_op = Op("swiglu", _check, reference.swiglu, swiglu_forward, trace=True)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -224,4 +243,4 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return _op(gate, up)
 
 
-__all__ = ["swiglu"]
+__all__ = ["swiglu", "swiglu_backward_", "swiglu_forward"]

@@ -213,6 +213,7 @@ class PatchedCausalLM:
         *args: Any,
         plain: bool = False,
         serve: bool = False,
+        remote_code: bool = False,
         **kwargs: Any,
     ) -> Any:
         """Save weights, Decision Maker, matrix and options, safetensors only; `cc_model.from_pretrained` reads them.
@@ -226,11 +227,14 @@ class PatchedCausalLM:
             plain: leave out everything of ours.
             serve: name the connected architecture (`CCLlamaForCausalLM`) in `config.json`, so that vLLM with our
                 plugin serves the folder with the connection, and without it refuses it; transformers does not read it.
+            remote_code: add a file of a few lines that `AutoModelForCausalLM` and `pipeline` run when they are told
+                `trust_remote_code=True`: they then load the folder with the connection, where `cc_model` is installed.
             kwargs: of the stock method, without `distributed_checkpoint`.
 
         Raises:
             ValueError: `save_directory` is a file, or keeps weights of another variant with other options;
-                `distributed_checkpoint=True`; `serve=True` with `plain=True`, without a matrix, or with an adapter.
+                `distributed_checkpoint=True`; `serve=True` or `remote_code=True` with `plain=True`, without a matrix,
+                or with an adapter.
             IsADirectoryError: a folder has the name of a file to be written.
             TypeError: more than three arguments by position.
 
@@ -243,4 +247,4 @@ class PatchedCausalLM:
             ...     sorted(os.listdir(directory))
             ['cc_config.json', 'config.json', 'generation_config.json', 'model.safetensors']
         """
-        return save(self, super().save_pretrained, save_directory, args, kwargs, plain, serve)  # type: ignore[misc]
+        return save(self, super().save_pretrained, save_directory, args, kwargs, plain, serve, remote_code)  # type: ignore[misc]

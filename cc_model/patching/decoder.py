@@ -13,18 +13,19 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from cc_kernels import gate_up_swiglu, geglu, swiglu
-from cc_kernels.backend import triton_serves
+from cc_kernels import backend, gate_up_swiglu, geglu, swiglu
 from cc_model.compat import OLD_CACHE, RENAMED, cache_of, with_cache
 from cc_model.data.columns import CONNECTION_ARGUMENTS
 from cc_model.fast_paths.few_tokens import OP, halves, streams_weights
 from cc_model.fast_paths.fused import GELU_TANH, SILU, FusedBlock
 from cc_model.fast_paths.product import computes_again, without_product
+from cc_model.fast_paths.whole_block import whole_block
 from cc_model.forward.calls import PlainCall
 from cc_model.forward.passes import LayerSlot, active
-from cc_model.patching.projection import project
+from cc_model.patching.projection import plain_weights, project, runs_whole
 
 
 class _Beside(threading.local):
@@ -153,7 +154,8 @@ class PatchedFeedForward:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """`down(act(gate(x)) * up(x))`. Projections to which anything is attached are called as modules.
 
-        So adapters and hooks stay in effect. For a few tokens at inference one kernel reads gate's and up's weights.
+        So adapters and hooks stay in effect. Where there are none, training runs the block as one function, and for a
+        few tokens at inference one kernel reads gate's and up's weights.
         """
         if self.cc_fused is None:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
@@ -167,15 +169,21 @@ class PatchedFeedForward:
         if fused.up:
             up = modules[fused.up] if fused.up in modules else getattr(self, fused.up)
         inference = fused.activation == SILU and not (self.training or torch.is_grad_enabled())
-        if inference and triton_serves(OP, x.device) and streams_weights(gate, up, x):
+        if inference and backend.triton_serves(OP, x.device) and streams_weights(gate, up, x):
             inner = gate_up_swiglu(x.reshape(-1, x.shape[-1]), *halves(gate, up))
             return project(down, inner.view(*x.shape[:-1], inner.shape[-1]))
-        gated, raised = (project(gate, x), project(up, x)) if up is not None else project(gate, x).chunk(2, dim=-1)
+        weights = plain_weights(gate, up, down) if up is not None else None
+        if weights is None:
+            gated, raised = (project(gate, x), project(up, x)) if up is not None else project(gate, x).chunk(2, dim=-1)
+        elif torch.is_grad_enabled() and runs_whole(x, fused.activation):
+            return whole_block(x, *weights, fused.activation)
+        else:
+            gated, raised = F.linear(x, weights[0]), F.linear(x, weights[1])
         inner = _product(gated, raised, fused.activation)
         if self.cc_computes_again and computes_again(inner, down):
             with without_product(inner, partial(_product, gated.detach(), raised.detach(), fused.activation)):
                 return down(inner)
-        return project(down, inner)
+        return project(down, inner) if weights is None else F.linear(inner, weights[2])
 
 
 def _product(gated: Tensor, raised: Tensor, activation: str) -> Tensor:

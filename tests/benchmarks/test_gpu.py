@@ -91,8 +91,8 @@ def test_names_differ_and_parts_are_known():
 
 def test_the_first_jobs_are_the_tests_and_the_step():
     names = [job.name for job in JOBS]
-    assert names[:3] == ["golden", "kernel-tests", "step-1b"]
-    assert sum(job.seconds for job in JOBS[:2]) <= 100
+    assert names[:4] == ["golden", "kernel-tests", "model-tests", "step-1b"]
+    assert sum(job.seconds for job in JOBS[:3]) <= 150
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
@@ -127,6 +127,7 @@ def test_modes_are_asked_of_the_registry():
 def test_what_the_kernel_tests_leave_out_exists():
     assert all((ROOT / name).is_file() for name in kernel_tests.WITHOUT_GPU)
     assert all((ROOT / path / file).is_file() for path, (_, file) in kernel_tests.PARTS.items())
+    assert all((ROOT / path / file).is_file() for path, files in kernel_tests.FILES.items() for file in files)
 
 
 # The plan
@@ -424,7 +425,7 @@ def test_prepare_refuses_rows_that_are_too_large(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--plan", "--only", "step-2b"], "--only: expected names of golden, kernel-tests"),
+        (["--plan", "--only", "step-2b"], "--only: expected names of golden, kernel-tests, model-tests"),
         (["--plan", "--minutes", "0"], "--minutes: expected a positive number, got 0"),
         ([], "--out: expected a folder, got none"),
         (["--out", "x"], "expected a GPU that torch can use, found none"),

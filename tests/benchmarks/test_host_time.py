@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from benchmarks import host_time
-from benchmarks.measure import decoding
+from benchmarks.measure import decoding, dry
 from benchmarks.show.goals import GOALS
 from benchmarks.show.kinds import kind_of, read
 from cc_kernels import backend, launch
@@ -33,9 +34,24 @@ def test_dry_run_stops_before_the_launch(tmp_path, monkeypatch, capsys):
 
 
 def test_dry_run_calls_our_kernels_only_where_it_says_so():
-    with host_time._without_launches():
+    with dry.without_launches():
         assert {"cpu"} == launching.DIRECT
     assert "cpu" not in launching.DIRECT
+
+
+@pytest.mark.skipif(not launch.HAS_TRITON or launch.INTERPRETED, reason="needs triton, not interpreted")
+def test_dry_forwards_run_what_a_gpu_would_run():
+    """Blocks as one function, and replays of the pivot pass: each asks for a GPU through a name that is replaced."""
+    device = torch.device("cpu")
+    with dry.without_launches():
+        forwards = host_time._forwards(2, device)
+        for _ in range(2):
+            forwards["cc_model, pivot graph"]()
+        counted = decoding.python_calls(forwards["cc_model, pivot graph"])
+        both = decoding.python_calls(forwards["cc_model"])
+        attention = [sum(n for file, n in calls.items() if "sdpa_attention" in file) for calls in (counted, both)]
+        assert attention[0] == attention[1] / 2 > 0
+        assert sum(n for file, n in counted.items() if file.endswith("whole_block.py")) == 4  # forward and product
 
 
 def test_dry_run_needs_triton(monkeypatch, capsys):
@@ -51,7 +67,7 @@ def test_training_forwards_per_layer(tmp_path, monkeypatch):
     monkeypatch.setattr(host_time, "FORWARD_ROUNDS", 2)
     assert host_time.main(["--dry", "--layers", "2", "--out", str(tmp_path)]) == 0
     rows = {row["implementation"]: row for row in json.loads((tmp_path / "host_time.json").read_text())["rows"]}
-    assert set(rows) == {"two stock", "hooks", "cc_model"}
+    assert set(rows) == {"two stock", "hooks", "cc_model", "cc_model, pivot graph"}
     for row in rows.values():
         assert row["us_per_layer_beyond_two_stock"] == pytest.approx((row["us"] - rows["two stock"]["us"]) / 2)
 
@@ -89,20 +105,30 @@ def test_goals_read_the_names_of_the_record():
 
 
 LAYERS = 6
-PER_LAYER, PER_STEP = 13, 34  # calls of Python functions that a decode step has beyond a stock one
+PER_LAYER = {"torch": 8, "kernels": 1}  # calls of Python functions that a decode step has beyond a stock one
+PER_STEP = 34
 STEPS, PER_PROMPT = 1.5, 170  # and that the first token has beyond the stock model's: stock decode steps, and a rest
 
 
-def test_python_calls_of_a_decode_step():
-    """Counted, so that nothing flakes: a call that is added to every layer, or to every step, shows here."""
-    models = decoding.tiny_pair(LAYERS, torch.device("cpu"))
+@pytest.mark.parametrize("by", PER_LAYER)
+def test_python_calls_of_a_decode_step(by):
+    """Counted, so that nothing flakes: a call that is added to every layer, or to every step, shows here.
+
+    By kernels, as on a GPU, gate, up and SwiGLU are one call.
+    """
+    if by == "kernels" and (not launch.HAS_TRITON or launch.INTERPRETED):
+        pytest.skip("needs triton, not interpreted")
     steps = 4
-    stock, ours = (decoding.calls_per_step(models[way], steps).total() / steps for way in decoding.WAYS)
+
+    def counted(layers):
+        models = decoding.tiny_pair(layers, torch.device("cpu"))
+        return [decoding.calls_per_step(models[way], steps).total() / steps for way in decoding.WAYS]
+
+    with dry.without_launches() if by == "kernels" else nullcontext():
+        (stock, ours), more = counted(LAYERS), counted(2 * LAYERS)
     assert stock > 80 * LAYERS
-    assert ours - stock <= PER_LAYER * LAYERS + PER_STEP
-    deeper = decoding.tiny_pair(2 * LAYERS, torch.device("cpu"))
-    more = [decoding.calls_per_step(deeper[way], steps).total() / steps for way in decoding.WAYS]
-    assert (more[1] - more[0]) - (ours - stock) <= PER_LAYER * LAYERS
+    assert ours - stock <= PER_LAYER[by] * LAYERS + PER_STEP
+    assert (more[1] - more[0]) - (ours - stock) <= PER_LAYER[by] * LAYERS
 
 
 @pytest.mark.parametrize("layers", [LAYERS, 3 * LAYERS])

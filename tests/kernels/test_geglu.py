@@ -5,6 +5,7 @@ import torch
 from kernel_harness import DTYPES, check_compiled, check_op, layouts, needs_triton, randn
 
 from cc_kernels import geglu, reference
+from cc_kernels.ops.geglu import geglu_backward_, geglu_forward
 
 FORMS = [partial(geglu, approximate="none"), partial(geglu, approximate="tanh")]
 SHAPES = [(1,), (7, 33), (2, 3, 1025), (1, 2500), (5, 1)]
@@ -93,6 +94,22 @@ def test_formula():
 
 def test_compiled(op):
     check_compiled(op, pair(2, 3, 65))
+
+
+@needs_triton
+@pytest.mark.parametrize("tanh", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, (0, 8)], ids=str)
+def test_the_product_over_the_gradient(shape, dtype, tanh):
+    """Both gradients as without it, and the output as the forward wrote it, bit for bit."""
+    gate, up = (x.detach() for x in pair(*shape, dtype=dtype))
+    grad = randn(*shape, dtype=dtype, seed=2)
+    expected = torch.ops.cc_kernels.geglu_backward(grad, gate, up, tanh)
+    version = grad._version
+    found = geglu_backward_(grad, gate, up, tanh)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert torch.equal(grad, geglu_forward(gate, up, tanh))
+    assert grad._version == version + 1
 
 
 @needs_triton

@@ -4,7 +4,7 @@ from kernel_harness import DTYPES, check_compiled, check_op, layouts, needs_trit
 
 from cc_kernels import reference, swiglu
 from cc_kernels.launch import power_of_two
-from cc_kernels.ops.swiglu import swiglu_config
+from cc_kernels.ops.swiglu import swiglu_backward_, swiglu_config, swiglu_forward
 
 SHAPES = [(1,), (7, 33), (2, 3, 1025), (1, 2500), (5, 1)]
 
@@ -88,6 +88,21 @@ def test_second_derivative_raises():
     (grad,) = torch.autograd.grad(out.sum(), gate, create_graph=True)
     with pytest.raises(RuntimeError, match="swiglu_backward has no derivative"):
         torch.autograd.grad(grad.sum(), gate)
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, (0, 8)], ids=str)
+def test_the_product_over_the_gradient(shape, dtype):
+    """Both gradients as without it, and the output as the forward wrote it, bit for bit."""
+    gate, up = (x.detach() for x in pair(*shape, dtype=dtype))
+    grad = randn(*shape, dtype=dtype, seed=2)
+    expected = torch.ops.cc_kernels.swiglu_backward(grad, gate, up)
+    version = grad._version
+    found = swiglu_backward_(grad, gate, up)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert torch.equal(grad, swiglu_forward(gate, up))
+    assert grad._version == version + 1
 
 
 @pytest.mark.parametrize("warp_size", [32, 64])

@@ -240,22 +240,24 @@ def test_serve_names_the_connected_architecture(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
 
 
+@pytest.mark.parametrize("option", ["serve", "remote_code"])
 @pytest.mark.parametrize(
     ("fitted", "plain", "message"), [(False, False, "a Transform Matrix"), (True, True, "got both")]
 )
-def test_serve_refuses_what_would_not_connect(tmp_path, fitted, plain, message):
+def test_a_folder_that_would_not_connect_is_refused(tmp_path, fitted, plain, message, option):
     model = patch_model(tiny_model())
     if fitted:
         model.cc.transform_matrix = random_matrix(model)
-    with pytest.raises(ValueError, match=f"serve: expected .*{message}"):
-        model.save_pretrained(tmp_path, serve=True, plain=plain)
+    with pytest.raises(ValueError, match=f"{option}: expected .*{message}"):
+        model.save_pretrained(tmp_path, plain=plain, **{option: True})
     assert not list(tmp_path.iterdir())
 
 
-def test_serve_refuses_an_adapter(tmp_path):
+@pytest.mark.parametrize("option", ["serve", "remote_code"])
+def test_an_adapter_is_refused(tmp_path, option):
     """What transformers saves is then the adapter alone."""
     model = patch_model(tiny_model())
     model.cc.transform_matrix = random_matrix(model)
     model._hf_peft_config_loaded = True  # as transformers' add_adapter sets it
-    with pytest.raises(ValueError, match="serve: expected a model without adapters"):
-        model.save_pretrained(tmp_path, serve=True)
+    with pytest.raises(ValueError, match=f"{option}: expected a model without adapters"):
+        model.save_pretrained(tmp_path, **{option: True})

@@ -1,4 +1,8 @@
-"""An engine in a process of its own: `python run_engine.py FOLDER OPTIONS PROMPTS`, both as JSON, prints the tokens."""
+"""Engines in a process of its own: `python run_engine.py OPTIONS PROMPTS FOLDER...` prints the tokens of each folder.
+
+Options and prompts are JSON. vLLM makes what experts need for the first engine of a process, so mixtures have one of
+their own.
+"""
 
 from __future__ import annotations
 
@@ -8,5 +12,6 @@ import sys
 if __name__ == "__main__":
     from served import greedy, serve, start
 
-    folder, options, prompts = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
-    print("tokens", json.dumps(serve(start(folder, **options), prompts, greedy(8))))
+    options, prompts = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+    for folder in sys.argv[3:]:
+        print("tokens", json.dumps(serve(start(folder, **options), prompts, greedy(8))), flush=True)

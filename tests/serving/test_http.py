@@ -126,6 +126,8 @@ def test_wishes_and_refusals(answering, client):
     assert plain.choices[0].text == expected(answering, ids, plain=True)
     with pytest.raises(openai.BadRequestError, match="cc_index"):
         client.completions.create(prompt=TEXTS[1], **LIMITS, extra_body=extra(cc_index=1000))
+    with pytest.raises(openai.BadRequestError, match="beam search"):
+        client.completions.create(prompt=TEXTS[1], **LIMITS, n=2, extra_body={"use_beam_search": True})
 
 
 LEAVES = 5

@@ -15,14 +15,20 @@ HERE = Path(__file__).parent
 PROMPTS = prompts_of([1, 7, 33, 64, 100], seed=11)
 
 
-def run(folder, environment=None, **options):
-    """The tokens that `run_engine.py` prints, or its errors."""
-    command = [sys.executable, str(HERE / "run_engine.py"), str(folder), json.dumps(options), json.dumps(PROMPTS)]
+def run(*folders, environment=None, **options):
+    """The tokens that `run_engine.py` prints for each folder, and all that it says."""
+    command = [
+        sys.executable,
+        str(HERE / "run_engine.py"),
+        json.dumps(options),
+        json.dumps(PROMPTS),
+        *map(str, folders),
+    ]
     done = subprocess.run(
         command, env={**os.environ, **(environment or {})}, capture_output=True, text=True, check=False
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("tokens ")]
-    return (json.loads(lines[0].removeprefix("tokens ")) if lines else None), done.stderr + done.stdout
+    return [json.loads(line.removeprefix("tokens ")) for line in lines], done.stderr + done.stdout
 
 
 @pytest.mark.long
@@ -30,14 +36,14 @@ def run(folder, environment=None, **options):
 def test_an_engine_of_several_processes(model, folder, devices):
     """With two devices each has half of the heads and of the feed-forward block."""
     options = {"tensor_parallel_size": devices, "distributed_executor_backend": "mp"}
-    tokens, output = run(folder, {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}, **options)
-    assert tokens == [generate(model, prompt, 8) for prompt in PROMPTS], output[-3000:]
+    tokens, output = run(folder, environment={"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}, **options)
+    assert tokens == [[generate(model, prompt, 8) for prompt in PROMPTS]], output[-3000:]
 
 
 @pytest.mark.long
 def test_without_the_plugin_a_served_folder_is_refused(folder):
-    tokens, output = run(folder, {"VLLM_PLUGINS": "none"})
-    assert tokens is None
+    tokens, output = run(folder, environment={"VLLM_PLUGINS": "none"})
+    assert not tokens
     assert "Model architectures ['CCLlamaForCausalLM'] are not supported" in output
 
 
@@ -45,6 +51,6 @@ def test_without_the_plugin_a_served_folder_is_refused(folder):
 def test_without_the_plugin_weights_of_ours_are_refused(model, tmp_path):
     """Of a folder that was saved without `serve`; with the plugin, too, when no option names the architecture."""
     model.save_pretrained(tmp_path)
-    tokens, output = run(tmp_path, {"VLLM_PLUGINS": "none"})
-    assert tokens is None
+    tokens, output = run(tmp_path, environment={"VLLM_PLUGINS": "none"})
+    assert not tokens
     assert "There is no module or parameter named 'cc'" in output

@@ -7,7 +7,7 @@ from operator import attrgetter
 from types import SimpleNamespace
 
 import pytest
-from served import OPTIONS, make_model, vllm
+from served import OPTIONS, generate, greedy, make_model, prompts_of, serve, start, vllm
 from transformers import AutoModelForCausalLM
 
 from cc_model import from_pretrained, patch_model
@@ -60,6 +60,13 @@ def test_settings_that_a_cpu_turns_off(folder, place, value, name):
         make_scheduler(vllm_config=made)
 
 
+def test_experts_that_see_some_rows_only(folder, monkeypatch):
+    made = settings(folder)
+    monkeypatch.setattr(type(made.parallel_config), "use_sequence_parallel_moe", True)
+    with pytest.raises(ValueError, match="cannot be served with sequence parallelism of experts"):
+        make_scheduler(vllm_config=made)
+
+
 def test_cohere_is_not_split(tmp_path):
     """Each device has a part of what its layers add, and the sum comes after the addition."""
     make_model("cohere", tie_word_embeddings=True).save_pretrained(tmp_path, serve=True)
@@ -86,12 +93,42 @@ def test_a_served_folder_loads_in_transformers(model, folder):
     assert from_pretrained(folder).cc.transform_matrix.equal(model.cc.transform_matrix)
 
 
-def test_another_version_of_vllm_is_named(monkeypatch):
-    place = "vllm.v1.core.sched.scheduler:Scheduler"
-    check_names(*NAMES)
-    monkeypatch.setitem(NAMES, place, ("schedule", "_renamed"))
-    with pytest.raises(RuntimeError, match=rf"vllm {vllm.__version__}: .* missing: _renamed"):
-        check_names(place)
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_folder_with_code_is_served_as_ever(model, tmp_path, trusted):
+    """vLLM knows the architecture, so it does not run the file, whether it may or not."""
+    model.save_pretrained(tmp_path, serve=True, remote_code=True)
+    (tmp_path / "modeling_cc.py").write_text("raise RuntimeError")
+    engine = start(tmp_path, trust_remote_code=trusted)
+    (prompt,) = prompts_of([40])
+    assert serve(engine, [prompt], greedy(4)) == [generate(model, prompt, 4)]
+
+
+SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
+
+
+@pytest.mark.parametrize(
+    ("place", "names", "missing"),
+    [
+        (SCHEDULER, ("schedule", "_renamed"), "_renamed"),
+        (SCHEDULER, ("add_request(request)", "add_request(renamed)"), r"add_request\(renamed\)"),
+        (SCHEDULER, ("renamed(request)",), r"renamed\(request\)"),
+        ("vllm.v1.core.sched.output:SchedulerOutput", ("num_scheduled_tokens", "num_renamed"), "num_renamed"),
+        ("vllm.v1.worker.gpu.model_states:", ("get_renamed_cls",), "get_renamed_cls"),
+        ("vllm.v1.engine:Renamed", (), ".*'Renamed'"),
+        ("vllm.renamed:", (), ".*'vllm.renamed'"),
+    ],
+)
+def test_another_version_of_vllm_is_named(monkeypatch, place, names, missing):
+    monkeypatch.setitem(NAMES, "scheduler", {place: names})
+    with pytest.raises(RuntimeError, match=rf"vllm {vllm.__version__}: .* missing: {missing}; docs/serving.md"):
+        check_names("scheduler")
+
+
+@pytest.mark.parametrize("part", NAMES)
+def test_this_version_has_all_names(part):
+    if part == "scores of given tokens" and not hasattr(vllm.SamplingParams, "prompt_logprob_token_ids"):
+        pytest.skip("requests of this version cannot ask for them")
+    check_names(part)
 
 
 def test_weights_without_a_matrix(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from served import ask, generate, greedy, make_model, prompts_of, scheduler_of, serve, start
+from served import ask, generate, greedy, prompts_of, scheduler_of, serve, start
 
 TURNS = 5
 
@@ -127,19 +127,3 @@ def test_compiled_layers(model, folder):
     prompts = prompts_of([1, 7, 40, 100], seed=7)
     compiled = start(folder, enforce_eager=False)
     assert serve(compiled, prompts, greedy(8)) == [generate(model, prompt, 8) for prompt in prompts]
-
-
-TIED = ("cohere", "cohere2", "gemma", "gemma2", "gemma3_text")  # vLLM's classes know no head of their own
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("family", [*TIED, "mistral", "phi3", "qwen2", "qwen3"])
-def test_other_families(family, tmp_path):
-    options = {"sliding_window": 64} if family in ("cohere2", "gemma2", "gemma3_text") else {}
-    # Gemma's embeddings are tied and scaled, so that it repeats its prompt unless the update is large.
-    other = make_model(family, 1000.0 if family == "gemma" else 30.0, tie_word_embeddings=family in TIED, **options)
-    other.save_pretrained(tmp_path, serve=True)
-    prompts = prompts_of([1, 5, 40, 100], seed=8)
-    expected = [generate(other, prompt, 8) for prompt in prompts]
-    assert expected != [generate(other, prompt, 8, plain=True) for prompt in prompts]
-    assert serve(start(tmp_path), prompts, greedy(8)) == expected

@@ -112,7 +112,8 @@ def test_what_is_kept():
     assert [row["output"] for row in taught_rows(PROMPTS, answers, -0.9)] == ["Yen", "Franken"]
     assert [row["output"] for row in taught_rows(PROMPTS, answers, -0.5)] == ["Yen"]
     report = kept_report(answers, -0.5)
-    assert report["numbers"] == {"answers": 4, "kept": 1, "empty": 1, "cut off": 1, "below the threshold": 1}
+    numbers = {"answers": 4, "kept": 1, "empty": 1, "cut off": 1, "below the threshold": 1, "less likely": 0}
+    assert report["numbers"] == numbers
     assert report["quantiles"]["0.05"] == -0.9
     assert report["quantiles"]["0.95"] == -0.1
     assert kept_report([Answer("", -0.1)])["quantiles"] == {}
@@ -120,6 +121,25 @@ def test_what_is_kept():
         taught_rows([], [], 0.5)
     with pytest.raises(ValueError, match="answers: expected one for each of 4 rows, got 1"):
         taught_rows(PROMPTS, answers[:1])
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"), [(0.4, ["Yen"]), (0.5, ["Yen", "Real"]), (0.01, ["Yen"]), (1.0, ["Yen", "Rand", "Real"])]
+)
+def test_the_likeliest_share_is_kept(keep, kept):
+    """A share of the answers that could be kept: those that are empty or cut off are none of them."""
+    answers = [
+        Answer("Yen", -0.1),
+        Answer("Rand", -0.9),
+        Answer("", -0.01),
+        Answer("Real", -0.5),
+        Answer("x", 0, False),
+    ]
+    rows = [*PROMPTS, PROMPTS[0]]
+    assert [row["output"] for row in taught_rows(rows, answers, keep=keep)] == kept
+    numbers = kept_report(answers, keep=keep)["numbers"]
+    assert (numbers["kept"], numbers["less likely"]) == (len(kept), 3 - len(kept))
+    assert kept_report(answers, keep=keep)["quantiles"] == kept_report(answers)["quantiles"]
 
 
 def test_a_chat_gets_its_answer_as_a_turn():
@@ -145,6 +165,9 @@ def test_answers_then_a_plain_student(folder, tmp_path, capsys):
         line |= {"ended": True, "output": f"Antwort {line['row']}"}
     lines[0]["log_likelihood"] = -50.0
     write(out / "answers.jsonl", lines)
+    main(command(folder, out, "--answers_only", "--keep", "0.25"))
+    assert json.loads((out / "distil_report.json").read_text())["numbers"]["less likely"] == 3
+    assert "keep 0.25" in capsys.readouterr().out
     main(command(folder, out, *student("--threshold", "-40")))
     rows = read(out / "rows.jsonl")
     assert len(rows) == 60 + 3
@@ -203,10 +226,13 @@ def test_answers_of_other_options_or_prompts_are_refused(folder, tmp_path):
         (["--teacher", ""], "train.distil: teacher: expected --teacher, got none"),
         (["--prompts", ""], "prompts: expected --prompts, got none"),
         (["--teacher", "nowhere"], "model: expected the output folder of train.sft, found no config.json in 'nowhere'"),
-        (["--teacher", "{vanilla}"], "teacher: expected a model trained with --method cc, .*vanilla is a plain one"),
+        (["--teacher", "{vanilla}"], "teacher: expected a model that reads English .*vanilla reads the question alone"),
         (["--prompts", "nowhere.jsonl"], "prompts: dataset: found no file 'nowhere.jsonl'"),
         (["--prompts", "{english}"], "prompts: expected rows with instruction_en, .* got none of 1"),
         (["--threshold", "0.5"], "threshold: expected a mean log-likelihood, at most 0, got 0.5"),
+        (["--keep", "0"], "keep: expected a share of the answers, above 0 and at most 1, got 0.0"),
+        (["--keep", "1.5"], "keep: expected a share of the answers, above 0 and at most 1, got 1.5"),
+        (["--keep", "0.5", "--threshold", "-1"], "keep: expected either a threshold or a share .* got -1.0 and 0.5"),
         (["--max_new_tokens", "0"], "max_new_tokens: expected a positive number, got 0"),
         (["--answer_batch_size", "0"], "answer_batch_size: expected a positive number, got 0"),
         (["--answers_only", "false"], "dataset: expected --dataset with labelled rows, or --answers_only, got neither"),

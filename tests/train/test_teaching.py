@@ -9,6 +9,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from train.common.english_in_prompt import with_english
 from train.data import build_rows
 from train.distillation.teacher import Answer
 from train.experiment import job as jobs
@@ -19,7 +20,7 @@ from train.experiment.pool import read_results, run_all
 from train.experiment.report import render, write_report
 from train.experiment.settings import Condition, Settings, read_settings
 from train.experiment.statistics import accuracy, by_seed, of_half
-from train.experiment.teaching import token_costs, training_data, with_english
+from train.experiment.teaching import token_costs, training_data
 
 LLAMA = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 TINY = {
@@ -126,6 +127,13 @@ def test_what_is_trained_on(config):
     added = rows("student_cc", {"answers": answers})[len(data.train) :]
     assert [row["output"] for row in added] == ["x", *["y"] * (len(data.prompts) - 2)]
     assert added[0]["instruction"] == data.prompts[0]["instruction"]
+    half = Condition("vanilla", teacher="cc", keep=0.5)
+    some = replace(settings, conditions={**settings.conditions, "student_cc": half})
+    answers[-1] = ["y", -0.1, 0]
+    likelier = training_data(some, "student_cc", data, {"answers": answers}).train[len(data.train) :]
+    assert len(likelier) == round((len(answers) - 1) / 2)  # of those that are not empty
+    assert likelier[0] == added[0]
+    assert likelier[-1] == added[-1]
     assert rows("upper_bound") == data.train + data.prompts
     read = rows("both")
     assert [row["output"] for row in read] == [row["output"] for row in data.train]
@@ -189,6 +197,9 @@ def test_a_teacher_is_part_of_a_students_fingerprint(config):
     changed = replace(settings, conditions=other)
     assert changed.fingerprint("student_cc") != settings.fingerprint("student_cc")
     assert changed.fingerprint("upper_bound") == settings.fingerprint("upper_bound")
+    half = Condition("vanilla", teacher="cc", keep=0.5)
+    some = replace(settings, conditions={**settings.conditions, "student_cc": half})
+    assert some.fingerprint("student_cc") != settings.fingerprint("student_cc")
     alone = replace(settings, conditions={name: settings.conditions[name] for name in ("vanilla", "cc")})
     assert alone.fingerprint("cc") != settings.fingerprint("cc")  # these results have no answers
 
@@ -198,6 +209,9 @@ def test_a_teacher_is_part_of_a_students_fingerprint(config):
     [
         ({"teacher": "nobody"}, r"odd: teacher: expected one of truth, vanilla, .*, got 'nobody'"),
         ({"teacher": "student_cc"}, r"odd: teacher: expected one of truth, vanilla, .*, got 'student_cc'"),
+        ({"keep": 0.5}, "odd: keep: expected a share .* of a teacher's answers, got 0.5 of teacher None"),
+        ({"teacher": "truth", "keep": 0.5}, "odd: keep: expected a share .* got 0.5 of teacher truth"),
+        ({"teacher": "cc", "keep": 2}, "odd: keep: expected a share above 0 and at most 1 .* got 2 of teacher cc"),
         ({"method": "student"}, "odd: method: expected one of vanilla, cc, both, got 'student'"),
     ],
 )
@@ -247,6 +261,33 @@ def test_words_follow_the_numbers():
     assert "| cc | 50.0 ± 0.0 % | 100.0 ± 0.0 % | 0.0 ± 0.0 % |" in report  # all, likelier half, less likely half
     assert "not run" not in report
     assert list(by_seed(of_half(results, "B"), "s", "vanilla", accuracy).values()) == [20.0, 22.0, 24.0]
+
+
+def test_a_student_of_the_likelier_half_is_compared_with_that_of_all_answers():
+    conditions = {"vanilla": Condition("vanilla"), "cc": Condition(), "s": Condition("vanilla", teacher="cc")}
+    right = {("vanilla", "vanilla"): (20, 20), ("cc", "english"): (40, 40), ("s", "vanilla"): (35, 10)}
+    all_learned = "No threshold was used in training: all answers were learned."
+
+    def report(**more):
+        settings = Settings({**conditions, **more}, scratch={"model_type": "llama"}, seeds=(0, 1, 2))
+        return "\n".join(render(settings, made_up({**right, **{(name, "vanilla"): (25, 20) for name in more}})))
+
+    half = Condition("vanilla", teacher="cc", keep=0.5)
+    text = report(half=half)
+    assert (
+        "Against s, on A: −20.0 ± 0.0 points: clearly lower, and +0.100 ± 0.000 nats per answer token; "
+        "on B: +20.0 ± 0.0 points: clearly higher, and −0.100 ± 0.000 nats per answer token." in text
+    )
+    assert "half learned the likeliest 50 % of them; the other students learned all." in text
+    assert "`half` (method vanilla, teacher cc, keep 0.5)" in text
+    soft = report(soft=replace(half, keep=None, top=3, text_weight=0.5))
+    assert "**soft** against *vanilla*" in soft
+    assert "Against s, on A: −20.0 ± 0.0 points" in soft
+    assert "`soft` (method vanilla, teacher cc, top 3, text_weight 0.5)" in soft
+    assert soft.count("Against s, ") == 1
+    assert all_learned not in text
+    assert "Against s, " not in report(other=replace(half, teacher="vanilla"))
+    assert all_learned in report()
 
 
 def test_both_questions_fit_into_the_configs_length():

@@ -62,6 +62,12 @@ class CollatorArguments:
         "last", "Token that is connected: the last prompt token, or the published code's position."
     )
     system: str | None = option(None, "Text of a system turn for conversations without one.")
+    english_in_prompt: bool = option(
+        False,
+        "With --method vanilla: the model reads the English question, an empty line and the question in one prompt, "
+        "in training and afterwards; in a chat each turn of the user with its own. Rows without an English version "
+        "stay as they are.",
+    )
     packed: bool = option(False, "Put the examples of a batch into one row, one after the other, without padding.")
 
 

@@ -16,6 +16,7 @@ from cc_model.data.collator import ParallelCollator
 from cc_model.files import write_text
 from train.common.arguments import ModelArguments, connection_config
 from train.common.chat_templates import set_chat_template
+from train.common.english_in_prompt import make_collator
 from train.common.tokenizer import train_tokenizer
 
 CC_CONFIG_FILE = "cc_config.json"  # which a patched model's save_pretrained writes
@@ -118,7 +119,7 @@ def load_collator(folder: str) -> ParallelCollator:
     """
     if not (Path(folder) / "config.json").is_file():
         raise ValueError(f"model: expected the output folder of train.sft, found no config.json in {folder!r}")
-    return ParallelCollator(load_tokenizer(folder), **load_options(folder).get("collator", {}))
+    return make_collator(load_tokenizer(folder), **load_options(folder).get("collator", {}))
 
 
 def best_device() -> torch.device:

@@ -24,6 +24,7 @@ CONNECTION = tuple(each.name for each in fields(CCConfig))
 BY_WHAT_THEY_GIVE = ("scratch", "scratch_vocab_size", "tokenizer", "chat_template", "dtype", "attn_implementation")
 COLUMNS = ("instruction_column", "instruction_en_column", "output_column")
 ORDER = ("bucket_by_length", "translations_per_batch")
+NEW = {"english_in_prompt": False}  # what checkpoints from before the option were trained with
 SIMULATED = ("simulated_ramp", "refit_steps")
 # Entries of a model's configuration that say how it was made or is run, not what it is.
 NOT_THE_MODEL = (
@@ -108,7 +109,8 @@ def _kept(checkpoint: str, kept: Mapping[str, Any], method: str | None) -> Itera
         config.pop("simulated_share", None)  # rises during the training; the option stands in `kept`
         model |= config
     yield from ((name, value) for name, value in model.items() if name not in BY_WHAT_THEY_GIVE)
-    yield from kept.get("collator", {}).items()
+    if "collator" in kept:
+        yield from {**NEW, **kept["collator"]}.items()
     yield from ((name, kept["data"][name]) for name in COLUMNS if name in kept.get("data", {}))
 
 

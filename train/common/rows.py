@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
 from tqdm.auto import tqdm
 
 from cc_model.data.collator import ParallelCollator
+
+if TYPE_CHECKING:  # an experiment on prepared rows runs where datasets is not installed
+    from datasets import Dataset
 
 PIVOTS = ("instruction_en", "messages_en")
 
@@ -29,6 +31,7 @@ def count_pivots(rows: Dataset) -> int:
     """Number of rows with an English version.
 
     Example:
+        >>> from datasets import Dataset
         >>> count_pivots(Dataset.from_dict({"instruction_en": ["Hello", ""]}))
         1
     """
@@ -43,6 +46,7 @@ def pair_numbers(rows: Dataset, max_pairs: int | None, seed: int) -> list[int]:
         ValueError: there is none.
 
     Example:
+        >>> from datasets import Dataset
         >>> pair_numbers(Dataset.from_dict({"instruction_en": ["Hello", "", None]}), 10, seed=0)
         [0]
     """
@@ -62,6 +66,7 @@ def choose_pairs(rows: Dataset, max_pairs: int | None, seed: int) -> list[dict[s
     """The rows of `pair_numbers`.
 
     Example:
+        >>> from datasets import Dataset
         >>> rows = Dataset.from_dict({"instruction": ["Hallo", "Hello"], "instruction_en": ["Hello", ""]})
         >>> choose_pairs(rows, 10, seed=0)
         [{'instruction': 'Hallo', 'instruction_en': 'Hello'}]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -24,6 +24,7 @@ def make_trainer(
     eval_rows: Dataset | Sequence[Mapping[str, Any]] | None = None,
     title: str | None = "training",
     console: Console | None = None,
+    kind: Callable[..., CCTrainer] = CCTrainer,
 ) -> CCTrainer:
     """A trainer for a patched model, or for a plain one, on the same rows.
 
@@ -37,13 +38,14 @@ def make_trainer(
         eval_rows: for the evaluation loss.
         title: shown at the progress bar; None shows none.
         console: of rich; a new one if None.
+        kind: of trainer, made with the arguments of `CCTrainer` by name.
 
     Raises:
         ValueError: `remove_unused_columns` is set.
     """
     if arguments.remove_unused_columns:
         raise ValueError("remove_unused_columns: expected False (the collator reads the text columns), got True")
-    trainer = CCTrainer(
+    trainer = kind(
         model=model,
         args=arguments,
         train_dataset=rows,

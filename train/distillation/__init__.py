@@ -4,6 +4,7 @@
 |---|---|
 | `teacher` | answers to prompts, each with its mean log-likelihood |
 | `selection` | which answers are kept, and what was kept |
+| `targets` | the teacher's token distributions along its answers, and the training of a student on them |
 | `store` | the answers on disk, written batch by batch |
 
 `python -m train.distil` does all of it. From Python, where `prompts` are rows with `instruction` and `instruction_en`:

@@ -9,7 +9,7 @@ from typing import Any
 
 from cc_model.files import write_text
 from train.common.files import json_lines, read_records
-from train.distillation.teacher import Answer
+from train.distillation.teacher import Answer, Targets
 
 ANSWERS, OPTIONS = "answers.jsonl", "answers_options.json"
 PROMPTS = ("instruction", "instruction_en", "messages", "messages_en")
@@ -18,8 +18,8 @@ PROMPTS = ("instruction", "instruction_en", "messages", "messages_en")
 class AnswerFile:
     """The answers of one teacher to one list of prompts, in `answers.jsonl`.
 
-    A line has the number of its row, the row's prompt columns, `output`, `log_likelihood` and `ended`. It is written
-    with its batch; a line that was not written to its end is answered again.
+    A line has the number of its row, the row's prompt columns, `output`, `log_likelihood`, `ended` and `targets`, where
+    there are some. It is written with its batch; a line that was not written to its end is answered again.
 
     Args:
         folder: of the file.
@@ -36,7 +36,7 @@ class AnswerFile:
         >>> AnswerFile(folder, rows, {"teacher": "runs/cc"}).add({1: Answer("Yen", -0.25)})
         >>> kept = AnswerFile(folder, rows, {"teacher": "runs/cc"})
         >>> kept.answers, kept.missing
-        ({1: Answer(text='Yen', log_likelihood=-0.25, ended=True)}, [0])
+        ({1: Answer(text='Yen', log_likelihood=-0.25, ended=True, targets=None)}, [0])
     """
 
     def __init__(
@@ -65,6 +65,7 @@ class AnswerFile:
                 "output": answer.text,
                 "log_likelihood": answer.log_likelihood,
                 "ended": answer.ended,
+                **({} if answer.targets is None else {"targets": answer.targets._asdict()}),
             }
             for number, answer in answers.items()
         ]
@@ -93,7 +94,8 @@ class AnswerFile:
                     f"prompts: {where} of {self.path} answers another prompt than row {number} of these; go on with "
                     "the same prompts, answer anew with --overwrite, or choose another folder"
                 )
-            self.answers[number] = Answer(line["output"], line["log_likelihood"], line["ended"])
+            targets = Targets(**line["targets"]) if "targets" in line else None
+            self.answers[number] = Answer(line["output"], line["log_likelihood"], line["ended"], targets)
 
 
 def _prompt(row: Mapping[str, Any]) -> dict[str, Any]:

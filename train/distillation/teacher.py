@@ -13,6 +13,20 @@ from cc_model.data.collator import ParallelCollator
 from train.common.answers import generate_batches
 
 
+class Targets(NamedTuple):
+    """Of an answer of n tokens, with the one that ends it.
+
+    Args:
+        tokens: n ids.
+        top: n × k ids, the likeliest at each token.
+        log_probs: n × k, their log-probabilities in nats.
+    """
+
+    tokens: list[int]
+    top: list[list[int]]
+    log_probs: list[list[float]]
+
+
 class Answer(NamedTuple):
     """A greedy answer.
 
@@ -20,11 +34,13 @@ class Answer(NamedTuple):
         text: without special tokens; empty where the answer ended at once.
         log_likelihood: mean `1/n Σ log p(token | prompt, tokens before)` in nats, with the token that ends the answer.
         ended: False where the answer was cut off at `max_new_tokens`.
+        targets: what the teacher would also have said, where that was asked for (`train.distillation.targets`).
     """
 
     text: str
     log_likelihood: float
     ended: bool = True
+    targets: Targets | None = None
 
 
 def write_answers(
@@ -111,4 +127,4 @@ class _Likelihood(LogitsProcessor):
         return [(round(mean, 4), not going) for mean, going in zip(means, self.going.tolist(), strict=True)]
 
 
-__all__ = ["Answer", "all_answers", "write_answers"]
+__all__ = ["Answer", "Targets", "all_answers", "write_answers"]

@@ -4,39 +4,28 @@ from __future__ import annotations
 
 import gc
 import logging
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from rich.console import Console
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from cc_kernels import use_backend
-from cc_model import CCConfig, fit_transform_matrix
+from cc_model import fit_transform_matrix
 from cc_model.connection.decision_maker import mapped_bank
 from cc_model.data.collator import ParallelCollator
 from cc_model.data.prompt_batches import prompt_batches
 from cc_model.forward.bank import captured_bank
-from cc_model.integrations.trainer import STOCK_KEYS, SimulatedTraining
+from cc_model.integrations.trainer import STOCK_KEYS
 from train.common.answers import generate_answers, is_correct
-from train.common.arguments import SftArguments
-from train.common.models import best_device, connect, new_model, new_tokenizer, set_end_of_turn
+from train.common.english_in_prompt import with_english
 from train.common.modes import ENGLISH, MATRIX, OFF, VANILLA, answering
-from train.common.training import make_trainer
 from train.experiment.data import Data, load
-from train.experiment.settings import BOTH, CC, Condition, Settings
-from train.experiment.teaching import teach, token_costs, training_data, with_english
+from train.experiment.settings import BOTH, CC, Settings
+from train.experiment.teaching import student_trainer, teach, token_costs, training_data
+from train.experiment.training import Trained, make_model, train
 
 IGNORE = -100
-
-
-class Trained(NamedTuple):
-    """What a training leaves behind: Trainer's log, and step and R² of each fit of simulated training."""
-
-    log: list[dict[str, Any]]
-    refits: list[tuple[int, float]]
 
 
 def run_job(settings: Settings, name: str, seed: int, teacher: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -54,13 +43,16 @@ def run_job(settings: Settings, name: str, seed: int, teacher: Mapping[str, Any]
         `losses`, `refits`, `seconds`, `backend`, `device`. With teachers also `halves`: A or B for each question;
         `tokens`: what is read; `answers`: for each prompt of half A text, log-likelihood, and 1 if right.
     """
-    condition, start = settings.conditions[name], time.perf_counter()
+    condition = settings.conditions[name]
     logging.getLogger("cc_model").setLevel(logging.ERROR)
     data = load(settings, seed)
+    with use_backend(settings.backend):
+        kind = student_trainer(settings, name, data, teacher, seed)
+    start = time.perf_counter()
     model, collator = make_model(settings, condition, data, seed)
     data = training_data(settings, name, data, teacher)
     with use_backend(settings.backend):
-        trained = train(settings, condition, model, collator, data, seed)
+        trained = train(settings, condition, model, collator, data, seed, kind=kind)
         gc.collect()  # the trainer and its optimizer hold each other
         middle = time.perf_counter()
         with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.bf16):
@@ -95,68 +87,6 @@ def _teaching(settings: Settings, name: str, model: Any, collator: ParallelColla
             [answer.text, answer.log_likelihood, int(mark)] for answer, mark in zip(answers, right, strict=True)
         ],
     }
-
-
-def make_model(settings: Settings, condition: Condition, data: Data, seed: int) -> tuple[Any, ParallelCollator]:
-    """The pretrained or new model, patched for CC-Tuning, and the collator."""
-    set_seed(seed)
-    if settings.model is not None:
-        tokenizer: Any = AutoTokenizer.from_pretrained(settings.model)
-        model: Any = AutoModelForCausalLM.from_pretrained(settings.model, dtype=torch.float32)
-    else:
-        tokenizer = new_tokenizer(data.train, settings.vocab_size)
-        set_seed(seed)
-        model = new_model(dict(settings.scratch or {}), tokenizer)
-    if condition.method == CC:
-        connect(model, CCConfig.from_dict(dict(condition.config)))
-    collator = ParallelCollator(tokenizer, max_length=settings.max_length, share_pivots=True, loss_only=True)
-    set_end_of_turn(model, collator)
-    return model.to(best_device()), collator
-
-
-def train(
-    settings: Settings,
-    condition: Condition,
-    model: Any,
-    collator: ParallelCollator,
-    data: Data,
-    seed: int,
-    logs: int = 20,
-    title: str | None = None,
-    console: Console | None = None,
-) -> Trained:
-    """Train in place.
-
-    Args:
-        settings, condition, model, collator, data, seed: as elsewhere in this module.
-        logs: how often to log.
-        title: of the progress bar; None shows none.
-        console: of rich.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = SftArguments(
-            output_dir=folder,
-            max_steps=settings.steps,
-            learning_rate=settings.learning_rate,
-            per_device_train_batch_size=settings.batch_size,
-            gradient_accumulation_steps=1,
-            logging_steps=max(1, settings.steps // logs),
-            save_strategy="no",
-            seed=seed,
-            dataloader_num_workers=settings.workers,
-            dataloader_pin_memory=False,
-            use_cpu=model.device.type == "cpu",
-            bf16=settings.bf16,
-        )
-        trainer = make_trainer(model, collator, data.train, arguments, title=title, console=console)
-        simulated = None
-        share = condition.config.get("simulated_share", 0.0)
-        if share > 0:
-            pairs = data.pairs[: settings.refit_pairs]
-            simulated = SimulatedTraining(collator, pairs, share, condition.ramp, condition.refit_steps, 64)
-            trainer.add_callback(simulated)
-        trainer.train()
-    return Trained(trainer.state.log_history, simulated.fits if simulated else [])
 
 
 def fit(settings: Settings, model: Any, collator: ParallelCollator, data: Data, **options: Any) -> Any:

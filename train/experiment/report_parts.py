@@ -92,6 +92,9 @@ def _options(condition: Any) -> dict[str, Any]:
         options = {"method": condition.method}
     if condition.teacher:
         options |= {"teacher": condition.teacher}
+    for name in ("keep", "top", "text_weight"):
+        if getattr(condition, name):
+            options |= {name: getattr(condition, name)}
     if "simulated_share" in options:
         options |= {"ramp": condition.ramp, "refit_steps": condition.refit_steps}
     return options

@@ -31,6 +31,9 @@ class Condition:
         ramp: of `cc_model.integrations.trainer.SimulatedTraining`.
         refit_steps: of the same.
         teacher: the condition whose answers to the prompts of half A are trained on, too; or `"truth"`: the right ones.
+        keep: share of the teacher's answers that is trained on: the likeliest; None for all.
+        top: learn the teacher's distributions along its answers, with so many tokens of each; None: their text.
+        text_weight: with `top`, α of `train.distillation.targets`.
     """
 
     method: str = CC
@@ -38,12 +41,27 @@ class Condition:
     ramp: float = 0.5
     refit_steps: int = 25
     teacher: str | None = None
+    keep: float | None = None
+    top: int | None = None
+    text_weight: float = 0.0
 
     def __post_init__(self) -> None:
         """Check."""
         if self.method not in METHODS:
             raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {self.method!r}")
         CCConfig.from_dict(dict(self.config))
+        if self.keep is not None and (self.teacher in (None, TRUTH) or not 0 < self.keep <= 1):
+            raise ValueError(
+                f"keep: expected a share above 0 and at most 1 of a teacher's answers, got {self.keep} of teacher "
+                f"{self.teacher}"
+            )
+        if self.top is not None and (self.teacher in (None, TRUTH) or self.method != VANILLA or self.top < 1):
+            raise ValueError(
+                f"top: expected a positive number, of a vanilla student with a teacher, got {self.top} with method "
+                f"{self.method} and teacher {self.teacher}"
+            )
+        if not 0 <= self.text_weight <= 1 or (self.text_weight and self.top is None):
+            raise ValueError(f"text_weight: expected a share from 0 to 1, with top, got {self.text_weight}")
 
 
 @dataclass(frozen=True)
@@ -129,9 +147,15 @@ class Settings:
             del fields["condition"]["teacher"]
         elif condition.teacher not in (None, TRUTH):
             fields["teacher"] = dataclasses.asdict(self.conditions[str(condition.teacher)])
+        for part in (fields["condition"], fields.get("teacher", {})):
+            for option, value in _LATER.items():
+                if part.get(option) == value:  # as above
+                    part.pop(option, None)
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 
+_OWN = tuple(each.name for each in dataclasses.fields(Condition) if each.name != "config")
+_LATER = {"keep": None, "top": None, "text_weight": 0.0}
 _NOT_PART_OF_A_RESULT = ("conditions", "seeds", "data", "workers", "backend")
 
 
@@ -155,7 +179,7 @@ def read_settings(path: str | Path, **overrides: Any) -> Settings:
     conditions = {}
     for name, options in (entries.pop("conditions", None) or {}).items():
         options = dict(options or {})
-        given = {key: options.pop(key) for key in list(options) if key in ("method", "ramp", "refit_steps", "teacher")}
+        given = {key: options.pop(key) for key in list(options) if key in _OWN}
         try:
             conditions[name] = Condition(config=options, **given)
         except (ValueError, TypeError) as error:

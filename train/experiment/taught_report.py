@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from train.common.modes import ENGLISH, MATRIX, VANILLA
@@ -139,8 +140,27 @@ def _words(settings: Settings, results: Results) -> list[str]:
             lost = difference(own, by_seed(half_a, teacher, _mode(settings, teacher), accuracy))
             line += f" Against its teacher {teacher}, on A: {verdict(lost)}." if lost else ""
             line += f" It gives its teacher's text for {_agreement(results, name, teacher):.0f} % of A's prompts."
+            line += _against_text(settings, half_a, half_b, name)
         lines.append(line)
     return [*lines, *_teachers(settings, results)]
+
+
+def _against_text(settings: Settings, half_a: Results, half_b: Results, name: str) -> str:
+    """A student of the likeliest answers, or of distributions, against that of the text of all, if there is one."""
+    own = settings.conditions[name]
+    plain = replace(own, keep=None, top=None, text_weight=0.0)
+    full = next((other for other, each in settings.conditions.items() if each == plain != own), None)
+    if full is None:
+        return ""
+    found = []
+    for half, results in (("A", half_a), ("B", half_b)):
+        points, nats = (
+            difference(*(by_seed(results, each, own.method, measure) for each in (name, full)))
+            for measure in (accuracy, likelihood)
+        )
+        if points and nats:
+            found.append(f"on {half}: {verdict(points)}, and {signed(nats, 3)} nats per answer token")
+    return f" Against {full}, {'; '.join(found)}." if found else ""
 
 
 def _mode(settings: Settings, name: str) -> str:
@@ -217,10 +237,19 @@ def _sure(settings: Settings, results: Results) -> list[str]:
         rows.append((name, *(shown(estimate(list(column)), " %", 1) for column in zip(*shares))))
     return [
         "Right answers of each teacher to the prompts of A: among all, and among the likelier and the less likely half "
-        "by mean log-likelihood. No threshold was used in training: all answers were learned.",
+        f"by mean log-likelihood. {_learned(settings, results)}",
         "",
         *markdown_table(("teacher", "all", "likelier half", "less likely half"), rows),
     ]
+
+
+def _learned(settings: Settings, results: Results) -> str:
+    """Which students learned a part of the answers."""
+    shares = {name: settings.conditions[name].keep for name in _students(settings, results)}
+    some = [f"{name} learned the likeliest {100 * keep:g} % of them" for name, keep in shares.items() if keep]
+    if not some:
+        return "No threshold was used in training: all answers were learned."
+    return "; ".join([*some, "the other students learned all"]) + "."
 
 
 __all__ = ["READS", "render_taught", "ways"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -28,20 +27,22 @@ def request_index(request: Any) -> int | None:
 
 def refuse_settings(config: Any) -> None:
     """ValueError for settings of an engine under which answers would not be those of `generate`."""
+    check_names("front")
     parallel, own = config.parallel_config, config.scheduler_config
     stock = stock_architecture(config.model_config.architecture)
-    passes = getattr(config.compilation_config, "pass_config", None)
+    passes = config.compilation_config.pass_config
     scheduler = own.scheduler_cls
     refused = {
         "pipeline_parallel_size above 1": parallel.pipeline_parallel_size > 1,
         "sequence parallelism (pass_config.enable_sp)": bool(getattr(passes, "enable_sp", False)),
-        "prefill_context_parallel_size above 1": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
-        "decode_context_parallel_size above 1": getattr(parallel, "decode_context_parallel_size", 1) > 1,
-        "enable_dbo": bool(getattr(parallel, "enable_dbo", False)),
+        "sequence parallelism of experts": parallel.use_sequence_parallel_moe,
+        "prefill_context_parallel_size above 1": parallel.prefill_context_parallel_size > 1,
+        "decode_context_parallel_size above 1": parallel.decode_context_parallel_size > 1,
+        "enable_dbo": parallel.enable_dbo,
         "speculative decoding": config.speculative_config is not None,
         "a KV connector (kv_transfer_config)": config.kv_transfer_config is not None,
         "prompt embeddings (enable_prompt_embeds)": config.model_config.enable_prompt_embeds,
-        "kv_sharing_fast_prefill": bool(getattr(config.cache_config, "kv_sharing_fast_prefill", False)),
+        "kv_sharing_fast_prefill": config.cache_config.kv_sharing_fast_prefill,
         "LoRA adapters (merge them first)": config.lora_config is not None,
         "load_format=dummy": config.load_config.load_format == "dummy",
         "a pooling runner": config.model_config.runner_type != "generate",
@@ -57,7 +58,9 @@ def refuse_settings(config: Any) -> None:
 
 def check_requests_in_front() -> None:
     """Check requests where their sender gets the message; models without the connection are left alone."""
-    check_names("vllm.v1.engine.input_processor:InputProcessor")
+    check_names("front")
+    from vllm.entrypoints.generate.beam_search.offline import BeamSearchOfflineMixin
+    from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
     from vllm.exceptions import VLLMValidationError
     from vllm.v1.engine.input_processor import InputProcessor
 
@@ -71,17 +74,13 @@ def check_requests_in_front() -> None:
         return request
 
     wrap(InputProcessor, "process_inputs", process_inputs)
-    for place in ("offline:BeamSearchOfflineMixin", "online:BeamSearchOnlineMixin"):
-        module, _, name = place.partition(":")
-        try:
-            mixin = getattr(importlib.import_module(f"vllm.entrypoints.generate.beam_search.{module}"), name)
-        except (ImportError, AttributeError):
-            continue
+    for mixin in (BeamSearchOfflineMixin, BeamSearchOnlineMixin):
         wrap(mixin, "beam_search", _no_beam_search)
 
 
 def _no_beam_search(stock: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    if stock_architecture(self.model_config.architecture):
+    owner = self if hasattr(self, "model_config") else self.engine_client
+    if stock_architecture(owner.model_config.architecture):
         from vllm.exceptions import VLLMValidationError
 
         raise VLLMValidationError(

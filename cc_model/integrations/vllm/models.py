@@ -5,7 +5,8 @@ Each layer calls one op on what it adds to its stream, after the sum over device
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from operator import attrgetter
 from typing import Any
@@ -16,7 +17,8 @@ from transformers.utils import cached_file
 
 from cc_model.config import CCConfig
 from cc_model.connection.state import CrossLingualConnection
-from cc_model.integrations.vllm.families import FAMILIES, PREFIX, Family, stock_architecture
+from cc_model.integrations.vllm.families import FAMILIES, MODELS, PREFIX, Family, stock_architecture
+from cc_model.integrations.vllm.names import check_names
 from cc_model.integrations.vllm.rows import Rows
 from cc_model.integrations.vllm.runner import model_state_class, register_layer, register_op, wrap_first_runner
 from cc_model.saving import CONFIG_FILE
@@ -29,26 +31,28 @@ class ConnectedModel:
     cc_family: Family
 
     def __init__(self, *, vllm_config: Any, prefix: str = "", **kwargs: Any) -> None:
+        check_names("model")
         super().__init__(vllm_config=vllm_config, prefix=prefix, **kwargs)  # type: ignore[call-arg]
         inner: Any = self
-        config, model_config = inner.config, vllm_config.model_config
+        model_config = vllm_config.model_config
         options = read_options(model_config)
-        layers = inner.model.layers
+        layers = attrgetter(self.cc_family.layers)(self)
         if not options.inject_layer < len(layers):
             raise ValueError(f"inject_layer: expected a layer below {len(layers)}, got {options.inject_layer}")
-        self.cc = CrossLingualConnection(options, len(layers), config.hidden_size, 0.0, None, model_config.dtype)
+        self.cc = CrossLingualConnection(
+            options, len(layers), model_config.get_hidden_size(), 0.0, None, model_config.dtype
+        )
         self.cc_loaded = False
         device = self.cc.decision_maker.weight.device
         slots = vllm_config.scheduler_config.max_num_seqs
         self.cc_rows = Rows(self.cc, slots, model_config.dtype, device, inner.embed_input_ids)
         for number, layer in enumerate(layers):
-            addend = attrgetter(self.cc_family.addend)(layer)
             name = f"{prefix}.cc.{number}" if prefix else f"cc.{number}"
             register_layer(vllm_config, name, self.cc_rows.of_layer(number))
-            addend.__class__ = _addend_class(type(addend))
-            addend.cc_layer = name
+            addend = attrgetter(self.cc_family.addend)(layer)
+            addend.forward = _with_rows(addend.forward, name)
         register_op()
-        if not getattr(vllm_config, "use_v2_model_runner", False):
+        if not vllm_config.use_v2_model_runner:
             wrap_first_runner()
 
     def get_model_state_cls(self) -> Any:
@@ -99,27 +103,16 @@ def read_options(model_config: Any) -> CCConfig:
     return CCConfig.from_json(path)
 
 
-_ADDENDS: dict[type, type] = {}
+def _with_rows(stock: Callable[..., Tensor], layer_name: str) -> Callable[..., Tensor]:
+    """The forward of what a layer adds to its stream, which hands its output `(..., d)` to the rows' op."""
 
+    @functools.wraps(stock)
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        output = stock(*args, **kwargs)
+        torch.ops.vllm.cc_rows(output, layer_name)
+        return output
 
-def _addend_class(stock: type) -> type:
-    """A subclass of a module's class that hands its output to the rows' op."""
-    if stock not in _ADDENDS:
-
-        class Addend(stock):
-            """What a layer adds to its stream, captured from and added to."""
-
-            cc_layer: str
-
-            def forward(self, *args: Any, **kwargs: Any) -> Any:
-                """The stock forward, then the rows."""
-                output = super().forward(*args, **kwargs)
-                torch.ops.vllm.cc_rows(output, self.cc_layer)
-                return output
-
-        Addend.__name__ = Addend.__qualname__ = stock.__name__
-        _ADDENDS[stock] = Addend
-    return _ADDENDS[stock]
+    return forward
 
 
 def __getattr__(name: str) -> Any:
@@ -128,7 +121,7 @@ def __getattr__(name: str) -> Any:
     if architecture is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     family = FAMILIES[architecture]
-    stock = getattr(import_module(family.module), family.name)
+    stock = getattr(import_module(f"{MODELS}.{family.module}"), family.name or architecture)
     made = type(name, (ConnectedModel, stock), {"__module__": __name__, "cc_family": family, "__doc__": stock.__doc__})
     globals()[name] = made
     return made

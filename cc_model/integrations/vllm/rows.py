@@ -42,10 +42,10 @@ class LayerRows:
     update: Tensor
 
     def apply_(self, x: Tensor) -> None:
-        """Capture from `x` `(N, d)` and add to it, in place."""
+        """Capture from `x` `(…, d)`, N rows in all, and add to it, in place."""
         if self.rows.idle and x.device.type == "cpu":  # nothing is recorded here, so nothing has to be launched
             return
-        capture_add_rows_(x, self.bank, self.captured, self.added, self.update)
+        capture_add_rows_(x.view(-1, x.shape[-1]), self.bank, self.captured, self.added, self.update)
 
 
 class Rows:

@@ -7,6 +7,7 @@ its sampler and its prompt logprobs are told which requests were captured.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +43,7 @@ def register_op() -> None:
 
 def wrap_first_runner() -> None:
     """Wrap vLLM's first model runner in this process; models without rows run as ever."""
-    check_names("vllm.v1.worker.gpu_model_runner:GPUModelRunner", "vllm.v1.worker.gpu_input_batch:InputBatch")
+    check_names("first runner")
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     wrap(GPUModelRunner, "_update_states", _update_states)
@@ -64,7 +65,7 @@ def _update_states(stock: Callable[..., Any], runner: Any, output: Any) -> Any:
     """Follow the requests that a step brings or resumes, and no longer those that it ends."""
     rows = _rows_of(runner)
     if rows is not None:
-        for name in (*output.finished_req_ids, *(getattr(output, "preempted_req_ids", None) or ())):
+        for name in (*output.finished_req_ids, *(output.preempted_req_ids or ())):
             rows.forget(name)
         for new in output.scheduled_new_reqs:
             _begin(rows, new.req_id, new.sampling_params, new.prompt_token_ids)
@@ -117,15 +118,15 @@ def _get_prompt_logprobs_dict(stock: Callable[..., Any], runner: Any, *args: Any
 @functools.cache
 def model_state_class() -> Any:
     """The state of a connected model in vLLM's second model runner."""
-    check_names(
-        "vllm.v1.worker.gpu.model_states.default:DefaultModelState",
-        "vllm.v1.worker.gpu.sample.prompt_logprob:PromptLogprobsWorker",
-    )
+    check_names("second runner")
+    from vllm.sampling_params import SamplingParams
     from vllm.v1.worker.gpu.model_states.default import DefaultModelState
     from vllm.v1.worker.gpu.sample.prompt_logprob import PromptLogprobsWorker
 
     wrap(PromptLogprobsWorker, "compute_prompt_logprobs", _compute_prompt_logprobs)
-    wrap(PromptLogprobsWorker, "compute_prompt_token_id_logprobs", _compute_prompt_token_id_logprobs)
+    if hasattr(SamplingParams, "prompt_logprob_token_ids"):  # a request of this version can ask for them
+        check_names("scores of given tokens")
+        wrap(PromptLogprobsWorker, "compute_prompt_token_id_logprobs", _compute_prompt_token_id_logprobs)
 
     class ConnectedState(DefaultModelState):
         """vLLM's state of a decoder, which plans the rows of each step."""
@@ -178,14 +179,14 @@ def _sampler_class(stock: Any) -> Any:
     return Sampler
 
 
-def _batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return kwargs["input_batch"] if "input_batch" in kwargs else args[2]
+def _batch_of(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return inspect.signature(stock).bind(*args, **kwargs).arguments["input_batch"]
 
 
 def _compute_prompt_logprobs(stock: Callable[..., Any], worker: Any, *args: Any, **kwargs: Any) -> Any:
     """Hold the logprobs of captured requests; those of the tokens that run again come with the next step."""
     result = stock(worker, *args, **kwargs)
-    batch = _batch_of(args, kwargs)
+    batch = _batch_of(stock, worker, *args, **kwargs)
     for name, again in getattr(batch, "cc_again", {}).items():
         if name not in worker.in_progress_prompt_logprobs:
             continue
@@ -207,7 +208,7 @@ def _first(tensors: Any, count: int) -> Any:
 
 def _compute_prompt_token_id_logprobs(stock: Callable[..., Any], worker: Any, *args: Any, **kwargs: Any) -> Any:
     """The same for the scores of given tokens, which are written to their places again."""
-    again = getattr(_batch_of(args, kwargs), "cc_again", {})
+    again = getattr(_batch_of(stock, worker, *args, **kwargs), "cc_again", {})
     held = {name: worker.token_id_scores[name] for name in again if name in worker.token_id_scores}
     result = stock(worker, *args, **kwargs)
     for name in held:

@@ -25,6 +25,7 @@ logger = logging.getLogger("vllm.cc_model")  # below vLLM's own, whose level and
 
 def make_scheduler(*args: Any, **kwargs: Any) -> Any:
     """The scheduler of an engine with a connected model: vLLM's own, for steps in turn or ahead, and the roll-back."""
+    check_names("scheduler")
     config = kwargs["vllm_config"] if "vllm_config" in kwargs else args[0]
     refuse_settings(config)
     return _scheduler_class(bool(config.scheduler_config.async_scheduling))(*args, **kwargs)
@@ -99,19 +100,18 @@ class RollsBack:
 
     def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
         """The stock method's outputs, and the end of the refused requests."""
-        from vllm.v1 import engine
+        from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 
         outputs = super().update_from_output(*args, **kwargs)  # type: ignore[misc]
         for request in self._cc_refused:
-            told = engine.EngineCoreOutput(request.request_id, [], finish_reason=request.get_finished_reason())
-            outputs.setdefault(request.client_index, engine.EngineCoreOutputs()).outputs.append(told)
+            told = EngineCoreOutput(request.request_id, [], finish_reason=request.get_finished_reason())
+            outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(told)
         self._cc_refused = []
         return outputs
 
 
 @functools.cache
 def _scheduler_class(ahead: bool) -> Any:
-    check_names("vllm.v1.core.sched.scheduler:Scheduler", "vllm.v1.request:Request")
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.core.sched.scheduler import Scheduler
 

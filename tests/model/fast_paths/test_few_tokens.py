@@ -5,30 +5,20 @@ The kernels need a GPU or the interpreter: without a GPU the tests run in a proc
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from interpreted import DEVICE, in_a_process_of_its_own, needs_kernels, run_interpreted
 from model_pairs import batch, pair
 from torch import nn
 from transformers import CompileConfig
 
 import cc_model.patching.decoder
 from cc_kernels import use_backend
-from cc_kernels.launch import HAS_TRITON, INTERPRETED
 from cc_kernels.ops.gate_up_swiglu import MOST_ROWS
 from cc_model import report
 from cc_model.fast_paths.few_tokens import obstacle
 from cc_model.testing import random_matrix
 
-DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-needs_kernels = pytest.mark.skipif(
-    not HAS_TRITON or not (INTERPRETED or DEVICE.type != "cpu"),
-    reason="needs Triton kernels; test_interpreted runs it interpreted",
-)
 GREEDY = {"do_sample": False, "max_new_tokens": 3}
 LAYERS = 4
 
@@ -228,13 +218,6 @@ def test_compiled_decode_steps_hold_the_kernel():
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this process interprets the kernels itself")
-@pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
-@pytest.mark.skipif(DEVICE.type != "cpu", reason="a GPU runs the kernels compiled")
+@in_a_process_of_its_own
 def test_interpreted():
-    """In a process of its own, because Triton reads TRITON_INTERPRET when the kernels are decorated."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", str(Path(__file__)), "-p", "no:cacheprovider"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout[-6000:]
-    assert "1 skipped" in done.stdout, done.stdout[-500:]
+    run_interpreted(__file__)
