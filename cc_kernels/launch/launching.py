@@ -146,8 +146,8 @@ class Plan:
         else:
             with torch.cuda.device(self.index):
                 self._start(addresses)
-        for position in self.written:
-            torch.autograd.graph.increment_version(tensors[position])
+        if self.written:
+            torch.autograd.graph.increment_version([tensors[position] for position in self.written])
         results = [tensors[position] for position in self.results]
         return tuple(results) if self.several else results[0] if results else None
 
