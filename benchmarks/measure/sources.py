@@ -55,6 +55,10 @@ SOURCES: dict[str, tuple[str, ...]] = {
     "fit": ("cc_model/matrix/*.py", "cc_model/forward/bank.py", "benchmarks/fit_matrix.py"),
     "host": (*_MODEL, "benchmarks/host_time.py", "benchmarks/measure/dry.py"),
     "decoding": (*_MODEL, *_ROUNDS, "cc_model/generation*.py", "benchmarks/measure/decoding.py"),
+    "serve": (
+        *(*_MODEL, *_ROUNDS, "cc_model/generation*.py", "cc_model/integrations/vllm/*.py"),
+        *("benchmarks/serve.py", "benchmarks/measure/models.py"),
+    ),
     "golden": (*_MODEL, "cc_model/generation*.py", "cc_model/matrix/*.py", "tests/golden/*.py"),
     "tests": (_KERNELS, "tests/kernels/*.py"),
     "model-tests": (*_MODEL, "tests/model/test_pivot_graph_on_gpu.py", "tests/model/fast_paths/*.py"),

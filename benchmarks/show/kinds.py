@@ -14,6 +14,7 @@ from benchmarks.show import (
     host_time,
     ops,
     profile_fusion,
+    serve,
     suites,
     tests,
     train_run,
@@ -33,6 +34,7 @@ KINDS: dict[str, Kind] = {
     "suites": suites.KIND,
     "experiment": experiment.KIND,
     "gpu": gpu.KIND,
+    "serve": serve.KIND,
     "versions": versions.KIND,
 }
 

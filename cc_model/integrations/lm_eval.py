@@ -107,12 +107,15 @@ class ConnectedLM(HFLM):
 
     @connection.setter
     def connection(self, connect: bool) -> None:
-        if connect and not (hasattr(self.model, "cc") and self.model.cc.transform_matrix is not None):
+        if connect and not self._can_connect():
             raise ValueError(
                 "connection: expected a patched model with a Transform Matrix (fit_transform_matrix), got "
                 f"{type(self.model).__name__} without one; connection=False evaluates the plain model"
             )
         self._connection = connect
+
+    def _can_connect(self) -> bool:
+        return hasattr(self.model, "cc") and self.model.cc.transform_matrix is not None
 
     def mode(self) -> AbstractContextManager[Any]:
         """The plain model inside `with`, unless the connection is to be made."""
@@ -163,14 +166,17 @@ class ConnectedLM(HFLM):
             for batch in batched(requests, rows):
                 choices = [[requests[number][2] for number in group] for group in batch]
                 prompts = [self._kept(requests[group[0]][1], given) for group, given in zip(batch, choices)]
-                with self.mode():
-                    found = score_choices(self.model, prompts, choices, self._indices(prompts))
+                found = self._score(prompts, choices)
                 done = [number for group in batch for number in group]
                 for number, score in zip(done, (score for row in found for score in row)):
                     scores[number] = score
                     self.cache_hook.add_partial("loglikelihood", requests[number][0], tuple(score))
                 (self.progress or bar.update)(len(done))
         return [(score.logprob, score.greedy) for score in scores if score is not None]
+
+    def _score(self, prompts: list[list[int]], choices: list[list[list[int]]]) -> list[list[ChoiceScore]]:
+        with self.mode():
+            return score_choices(self.model, prompts, choices, self._indices(prompts))
 
     def _kept(self, prompt: list[int], choices: Sequence[list[int]]) -> list[int]:
         """The end of a prompt that fits beside its longest choice, whose last token is never read."""

@@ -44,8 +44,10 @@ def test_no_number_was_typed(path):
     assert typed == []
 
 
-def test_the_documents_are_the_three():
-    assert [str(path.relative_to(ROOT)) for path in DOCUMENTS] == ["README.md", "docs/kernels.md", "docs/benchmarks.md"]
+def test_the_documents_are_the_four():
+    assert [str(path.relative_to(ROOT)) for path in DOCUMENTS] == [
+        *("README.md", "docs/kernels.md", "docs/serving.md", "docs/benchmarks.md")
+    ]
 
 
 @pytest.mark.parametrize("name", PICTURES)

@@ -128,7 +128,20 @@ RUNS = {
         "c": {"state": "failed", "seconds": 1.0, "why": "out of memory"},
     },
 }
+SERVED = {
+    "kind": "serve",
+    "facts": {**FACTS, "vllm": "1.2.3"},
+    "arguments": {"model": "tiny", "requests": 5, "prompts": [4, 9], "tokens": 3, "batch": 2},
+    "clock": "wall",
+    "equal": {"plain": 5, "connected": 4},
+    "ways": {
+        "vLLM, plain": dict.fromkeys(
+            ("requests_per_second", "tokens_per_second", "ratio", "first_token", "alone", "alone_ratio"), SPREAD
+        )
+    },
+}
 RECORDS = {
+    "serve": SERVED,
     "profile": PROFILE,
     "run": TRAIN_RUN,
     "fit": FIT,
@@ -172,6 +185,8 @@ def test_every_kind_of_record(folder, tmp_path):
     assert "| 32 | 4.2 |" in page
     assert "| swiglu_config | swiglu 4x4 | 4.00 | 2.00 | block 128 |" in page
     assert "| cc | 75.0 % | 2 |" in page
+    assert "by the clock on the wall: 5 requests at once" in page
+    assert "- refused or failed: connected: 4 of 5 answers equal generate's" in page
     assert "- refused or failed: job c: failed, out of memory" in page
     assert "| eager | 1.0 (1.0–2.0) | 1.0 | 25% |" in page
     assert "| b | left out | – | no time left |" in page

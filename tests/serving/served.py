@@ -92,9 +92,9 @@ def scheduler_of(engine):
     return engine.llm_engine.engine_core.engine_core.scheduler
 
 
-_KEPT = []  # an engine that ends takes the process groups of all others with it
+KEPT = []  # an engine that ends takes the process groups of all others with it
 
 
 def start(folder: Path, **options):
-    _KEPT.append(vllm.LLM(str(folder), **{**OPTIONS, **options}))
-    return _KEPT[-1]
+    KEPT.append(vllm.LLM(str(folder), **{**OPTIONS, **options}))
+    return KEPT[-1]

@@ -46,11 +46,11 @@ def write_data(folder: Path, count: int = 3) -> Path:
     return folder
 
 
-def write_model(folder: Path, patched: bool = True, matrix: bool = True, seed: int = 0) -> Path:
+def write_model(folder: Path, patched: bool = True, matrix: bool = True, seed: int = 0, **shape) -> Path:
     """A small model as train.sft and train.fit_transform leave it, with weights so large that the connection counts."""
     tokenizer = new_tokenizer([{"instruction": text} for text in [*WORDS.values(), "1 2 3 A B C D"]], 400)
     torch.manual_seed(seed)
-    model = new_model({**SHAPE, **HEADS, "initializer_range": 0.3}, tokenizer).eval()
+    model = new_model({**SHAPE, **HEADS, "initializer_range": 0.3, **shape}, tokenizer).eval()
     if patched:
         patch_model(model)
         model.cc.transform_matrix = random_matrix(model, scale=3.0) if matrix else None

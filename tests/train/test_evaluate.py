@@ -1,6 +1,7 @@
 """train.evaluate on every benchmark and language: what it computes, shows, keeps and continues."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install 'cc-tuning[eval]')")
 
+from engine_stand_in import stand_in
 from evaluation_data import made_rows, write_data, write_model
 from PIL import Image
 from rich.console import Console
@@ -16,7 +18,7 @@ from rich.console import Console
 from cc_model import connection_disabled
 from train.common.answers import generate_answers
 from train.common.models import load_trained
-from train.evaluate import EvaluateArguments, chosen_modes, main, run_evaluate
+from train.evaluate import EvaluateArguments, chosen_modes, load_lm, main, run_evaluate
 from train.evaluation.benchmarks import BENCHMARKS, languages_of, prompts
 from train.evaluation.runs import Runs
 from train.evaluation.scorers import exact_match, f1, rouge_l
@@ -203,6 +205,50 @@ def test_results_of_other_settings_are_not_mixed(root, tmp_path):
     assert not (tmp_path / "differences.png").exists()  # nothing to compare
 
 
+def test_the_engine_is_vllm(root, whole, tmp_path, monkeypatch):
+    """A stand-in for vLLM gives the same rows. Results of two engines are not mixed, those of old files are hf's."""
+    engines = stand_in(monkeypatch)
+    other = str(write_model(tmp_path / "plain", patched=False, seed=5))
+    chosen = {"benchmarks": "xnli,xquad", "languages": "ar,zh,de", "baseline": other, "mode": "vanilla,off,matrix"}
+    served = {**chosen, "engine": "vllm", "device": "auto", "engine_options": '{"block_size": 32}'}
+    run_evaluate(options(root, tmp_path / "hf", **chosen))
+    run_evaluate(options(root, tmp_path / "vllm", **served))
+    assert [(engine.connects, engine.closed) for engine in engines] == [(True, 1), (False, 1)]
+    assert engines[0].options == {
+        **{"max_num_seqs": 4, "block_size": 32, "hf_overrides": {"architectures": ["CCLlamaForCausalLM"]}}
+    }
+    paths = sorted(path.relative_to(tmp_path / "hf") for path in (tmp_path / "hf" / "rows").rglob("*.json"))
+    assert len(paths) == 15
+    for path in paths:
+        hf, vllm = (json.loads((tmp_path / engine / path).read_text()) for engine in ("hf", "vllm"))
+        assert (hf["settings"]["engine"], vllm["settings"]["engine"]) == ("hf", "vllm")
+        for row, given in zip(hf["results"], vllm["results"], strict=True):
+            assert given.pop("logprobs", []) == pytest.approx(row.pop("logprobs", []), abs=1e-3)
+            assert given == row
+    assert json.loads((tmp_path / "vllm" / "results.json").read_text())["options"]["engine"] == "vllm"
+    with pytest.raises(ValueError, match="was made with engine='vllm', now it is 'hf'"):
+        run_evaluate(options(root, tmp_path / "vllm", **chosen))
+    old = tmp_path / "hf" / "rows" / "xnli" / "ar.matrix.json"
+    result = json.loads(old.read_text())
+    del result["settings"]["engine"]
+    old.write_text(json.dumps(result))
+    run_evaluate(options(root, tmp_path / "hf", **chosen))
+    with pytest.raises(ValueError, match=r"ar\.matrix\.json was made with engine='hf', now it is 'vllm'"):
+        run_evaluate(options(root, tmp_path / "hf", **served))
+
+
+def test_answers_end_where_a_turn_ends(tmp_path, monkeypatch):
+    """Also where the model's own configs name no end."""
+    stand_in(monkeypatch)
+    folder = write_model(tmp_path / "model")
+    for name in ("config.json", "generation_config.json"):
+        fields = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**fields, "eos_token_id": None}))
+    hf, served = (load_lm(str(folder), EvaluateArguments(str(folder), engine=engine)) for engine in ("hf", "vllm"))
+    ends = served.model.generation_config.eos_token_id
+    assert ends == hf.model.generation_config.eos_token_id == [served.tokenizer.eos_token_id]
+
+
 def test_baseline_and_unpatched_models(root, tmp_path, capsys):
     other = write_model(tmp_path / "plain", patched=False, seed=5)
     chosen = {"benchmarks": "mmmlu", "languages": "ko"}
@@ -294,9 +340,15 @@ def test_command_line(root, tmp_path, capsys):
         ({"data": "nowhere"}, "data: expected a file xnli.jsonl in 'nowhere', found none"),
         ({"limit": 0}, "limit: expected a positive number, got 0"),
         ({"batch_size": 0}, "batch_size: expected a positive number, got 0"),
+        ({"engine_options": "{}"}, "engine_options: expected none with --engine hf, got '{}'"),
+        ({"engine": "vllm", "device": "cpu"}, "device: expected auto with --engine vllm, which finds its own, got 'cp"),
+        ({"engine": "vllm", "engine_options": '{"seed": 1}'}, "engine_options: expected some of tensor.*, got 'seed'"),
+        ({"engine": "vllm", "engine_options": "8"}, "engine_options: expected a JSON object, got '8'"),
+        ({"engine": "vllm"}, "vllm: not installed, or it cannot be loaded"),
     ],
 )
-def test_errors(root, tmp_path, changed, message):
+def test_errors(root, tmp_path, monkeypatch, changed, message):
+    monkeypatch.setitem(sys.modules, "vllm", None)
     if "{bare}" in changed.values():
         changed = {"model": str(write_model(tmp_path / "bare", matrix=False))}
     arguments = {"model": str(root / "model"), "data": str(root / "data"), "out": str(tmp_path / "out")}

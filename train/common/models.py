@@ -77,7 +77,7 @@ def load_for_training(options: ModelArguments, rows: Iterable[Mapping[str, Any]]
     if options.scratch is not None:
         tokenizer = load_tokenizer(options.tokenizer) if options.tokenizer else None
         tokenizer = tokenizer or new_tokenizer(rows, options.scratch_vocab_size)
-        model = new_model(_json_object("scratch", options.scratch), tokenizer)
+        model = new_model(json_object("scratch", options.scratch), tokenizer)
         if options.dtype != "auto":
             model = model.to(getattr(torch, options.dtype))
     else:
@@ -104,13 +104,22 @@ def load_trained(folder: str, device: str = "auto", dtype: str = "auto") -> tupl
     Raises:
         ValueError: `folder` is none.
     """
-    path = Path(folder)
-    if not (path / "config.json").is_file():
-        raise ValueError(f"model: expected the output folder of train.sft, found no config.json in {folder!r}")
-    load: Any = from_pretrained if (path / CC_CONFIG_FILE).is_file() else AutoModelForCausalLM.from_pretrained
+    collator = load_collator(folder)
+    load: Any = from_pretrained if (Path(folder) / CC_CONFIG_FILE).is_file() else AutoModelForCausalLM.from_pretrained
     model = load(folder, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
     model = model.to(best_device() if device == "auto" else device).eval()
-    return model, make_collator(load_tokenizer(folder), **load_options(folder).get("collator", {}))
+    return model, collator
+
+
+def load_collator(folder: str) -> ParallelCollator:
+    """The collator that a model which `train.sft` wrote was trained with.
+
+    Raises:
+        ValueError: `folder` is none.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(f"model: expected the output folder of train.sft, found no config.json in {folder!r}")
+    return make_collator(load_tokenizer(folder), **load_options(folder).get("collator", {}))
 
 
 def best_device() -> torch.device:
@@ -150,7 +159,13 @@ def load_tokenizer(name: str) -> Any:
         raise ValueError(f"tokenizer: could not load one from {name!r}: {error}") from error
 
 
-def _json_object(name: str, text: str) -> dict[str, Any]:
+def json_object(name: str, text: str) -> dict[str, Any]:
+    """The object that the option `name` gives as JSON; ValueError for anything else.
+
+    Example:
+        >>> json_object("scratch", '{"hidden_size": 32}')
+        {'hidden_size': 32}
+    """
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -163,6 +178,8 @@ def _json_object(name: str, text: str) -> dict[str, Any]:
 __all__ = [
     "best_device",
     "connect",
+    "json_object",
+    "load_collator",
     "load_for_training",
     "load_options",
     "load_trained",

@@ -54,11 +54,11 @@ class Runs:
         if self.overwrite or not path.is_file():
             return None
         result = json.loads(path.read_text(encoding="utf-8"))
-        expected = {**self.settings, "rows": fingerprint(task)}
-        for name, value in expected.items():
-            if result["settings"].get(name) != value:
+        made = {"engine": "hf", **result["settings"]}  # which an earlier version did not write
+        for name, value in {**self.settings, "rows": fingerprint(task)}.items():
+            if made.get(name) != value:
                 raise ValueError(
-                    f"out: {path} was made with {name}={result['settings'].get(name)!r}, now it is {value!r}; choose "
+                    f"out: {path} was made with {name}={made.get(name)!r}, now it is {value!r}; choose "
                     "another folder, or --overwrite"
                 )
         return result
