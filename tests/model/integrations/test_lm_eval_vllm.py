@@ -172,7 +172,7 @@ def test_errors(tmp_path, engines, monkeypatch):
         ServedLM("x")
     with pytest.raises(ValueError, match=r"dtype: expected one, because the config\.json in .* names none"):
         engine_options(str(tmp_path), LlamaConfig(), "auto", 8, None, {})
-    with pytest.raises(ValueError, match=r"model: expected one of .*LlamaForCausalLM.* to be served, got OtherForCausalLM"):
+    with pytest.raises(ValueError, match=r"model: expected one of .*Llama.* to be served, got OtherForCausalLM"):
         engine_options(str(tmp_path), LlamaConfig(architectures=["OtherForCausalLM"]), "float32", 8, None, {})
     with pytest.raises(ValueError, match=r"generation_kwargs: expected greedy answers with vLLM, got .*'top_p': 0.5"):
         answering_params(GenerationConfig(), 4, [], {"top_p": 0.5}, None)
