@@ -6,6 +6,7 @@ hooks or a `forward` of its own may be bypassed; that is checked at every call, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,26 +18,28 @@ from cc_model.fast_paths.hooks import call_is_observed, global_hooks
 OP = "gate_up_swiglu"
 
 
-def streams_weights(gate: Any, up: Any, x: Tensor) -> bool:
-    """Whether `gate_up_swiglu` serves this call of a feed-forward block at inference; without `up` `gate` makes both.
+def streamed(gate: Any, up: Any, x: Tensor, known: Sequence[Tensor] | None) -> tuple[Tensor, Tensor] | None:
+    """The weights `(I, d)` of gate and up that `gate_up_swiglu` reads in this call of a block; None where modules run.
 
     It does for at most `MOST_ROWS` tokens where no obstacle is found. The caller asks whether its kernel would run.
+
+    Args:
+        gate, up: the projections. Without `up` `gate` makes both: the weights are the halves of its own `(2 I, d)`.
+        x: `(..., d)`.
+        known: their weights, where the caller has seen that nobody would miss the calls.
     """
-    if not 0 < x.numel() <= MOST_ROWS * x.shape[-1]:
-        return False
-    if torch.is_autocast_enabled(x.device.type) or obstacle(gate, up) is not None:
-        return False
-    weight = gate._parameters["weight"]
-    return x.dtype == weight.dtype and x.device == weight.device
-
-
-def halves(gate: Any, up: Any) -> tuple[Tensor, Tensor]:
-    """The weights `(I, d)` of gate and up; those of one projection `(2 I, d)` are the halves of it."""
-    weight = gate._parameters["weight"]
-    if up is not None:
-        return weight, up._parameters["weight"]
-    middle = weight.shape[0] // 2
-    return weight[:middle], weight[middle:]
+    if not 0 < x.numel() <= MOST_ROWS * x.shape[-1] or torch.is_autocast_enabled(x.device.type):
+        return None
+    if known is not None:
+        first, second = known[0], known[1]
+        if first.dtype != second.dtype or first.shape != second.shape or first.device != second.device:
+            return None
+    elif obstacle(gate, up) is not None:
+        return None
+    else:
+        weight = gate._parameters["weight"]
+        first, second = (weight, up._parameters["weight"]) if up is not None else weight.chunk(2)
+    return (first, second) if x.dtype == first.dtype and x.device == first.device else None
 
 
 def obstacle(gate: Any, up: Any) -> str | None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from cc_kernels import backend, gate_up_swiglu, geglu, swiglu
 from cc_model.compat import OLD_CACHE, RENAMED, cache_of, with_cache
 from cc_model.data.columns import CONNECTION_ARGUMENTS
-from cc_model.fast_paths.few_tokens import OP, halves, streams_weights
+from cc_model.fast_paths.few_tokens import OP, streamed
 from cc_model.fast_paths.fused import GELU_TANH, SILU, FusedBlock
 from cc_model.fast_paths.product import computes_again, without_product
 from cc_model.fast_paths.whole_block import whole_block
@@ -168,11 +168,13 @@ class PatchedFeedForward:
         up = None
         if fused.up:
             up = modules[fused.up] if fused.up in modules else getattr(self, fused.up)
-        inference = fused.activation == SILU and not (self.training or torch.is_grad_enabled())
-        if inference and backend.triton_serves(OP, x.device) and streams_weights(gate, up, x):
-            inner = gate_up_swiglu(x.reshape(-1, x.shape[-1]), *halves(gate, up))
-            return project(down, inner.view(*x.shape[:-1], inner.shape[-1]))
         weights = plain_weights(gate, up, down) if up is not None else None
+        inference = fused.activation == SILU and not (self.training or torch.is_grad_enabled())
+        if inference and backend.triton_serves(OP, x.device):
+            pair = streamed(gate, up, x, weights)
+            if pair is not None:
+                inner = gate_up_swiglu(x.reshape(-1, x.shape[-1]), *pair).view(*x.shape[:-1], -1)
+                return project(down, inner) if weights is None else F.linear(inner, weights[2])
         if weights is None:
             gated, raised = (project(gate, x), project(up, x)) if up is not None else project(gate, x).chunk(2, dim=-1)
         elif torch.is_grad_enabled() and runs_whole(x, fused.activation):
