@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("vllm")
+
 SMALL = ["--model", "tiny", "--layers", "2", "--requests", "6", "--tokens", "4", "--prompts", "8", "40", "--batch", "4"]
 
 
