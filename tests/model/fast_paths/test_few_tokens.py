@@ -16,7 +16,7 @@ import cc_model.patching.decoder
 from cc_kernels import use_backend
 from cc_kernels.ops.gate_up_swiglu import MOST_ROWS
 from cc_model import report
-from cc_model.fast_paths.few_tokens import obstacle
+from cc_model.fast_paths.few_tokens import obstacle, streamed
 from cc_model.testing import random_matrix
 
 GREEDY = {"do_sample": False, "max_new_tokens": 3}
@@ -216,6 +216,34 @@ def test_compiled_decode_steps_hold_the_kernel():
             assert torch.equal(model.generate(prompts(2, length), **options, compile_config=compiled), expected)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
     assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@pytest.mark.parametrize(
+    ("gate", "up", "x"),
+    [
+        (torch.ones(6, 4), torch.ones(5, 4), torch.ones(2, 4)),
+        (torch.ones(6, 4), torch.ones(6, 4).bfloat16(), torch.ones(2, 4)),
+        (torch.ones(6, 4), torch.ones(6, 4, device="meta"), torch.ones(2, 4)),
+        (torch.ones(6, 4), torch.ones(6, 4), torch.ones(2, 4).bfloat16()),
+        (torch.ones(6, 4, device="meta"), torch.ones(6, 4, device="meta"), torch.ones(2, 4)),
+        (torch.ones(6, 4), torch.ones(6, 4), torch.ones(MOST_ROWS + 1, 4)),
+    ],
+)
+def test_weights_that_the_kernel_does_not_take(gate, up, x):
+    """They are compared where they are known, and where they are read off the projections."""
+    projections = [nn.Linear(4, len(weight), bias=False) for weight in (gate, up)]
+    for linear, weight in zip(projections, (gate, up)):
+        linear.weight = nn.Parameter(weight)
+    assert streamed(*projections, x, [gate, up]) is None
+    assert streamed(*projections, x, None) is None
+
+
+def test_weights_that_the_kernel_takes():
+    gate, up = (nn.Linear(4, 6, bias=False) for _ in range(2))
+    for known in (None, [gate.weight, up.weight]):
+        first, second = streamed(gate, up, torch.ones(MOST_ROWS, 4), known)
+        assert first is gate.weight
+        assert second is up.weight
 
 
 @in_a_process_of_its_own

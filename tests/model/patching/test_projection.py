@@ -13,7 +13,7 @@ from model_pairs import assert_same_gradients, batch, gradients, gumbel, pair
 from torch import nn
 
 from cc_model.patching import projection
-from cc_model.patching.projection import project
+from cc_model.patching.projection import plain_weights, project
 
 X = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
 
@@ -120,3 +120,14 @@ def test_a_training_step_is_the_same_with_module_calls(architecture):
     for each in (model, other):
         each.train()(**batch(), gumbel_noise=gumbel(3)).loss.backward()
     assert_same_gradients(gradients(model), gradients(other), tolerance=1e-6)
+
+
+def test_weights_are_known_of_plain_projections_only(monkeypatch):
+    """Compiled code calls modules, as `project` does there: it would guard all that is asked of them."""
+    plain, other = nn.Linear(4, 5, bias=False), nn.Linear(5, 4)
+    found = plain_weights(plain, plain)
+    assert found is not None
+    assert all(weight is plain.weight for weight in found)
+    assert plain_weights(plain, other) is None  # a bias
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert plain_weights(plain, plain) is None
