@@ -172,7 +172,8 @@ def layers_of(model: Any) -> nn.ModuleList:
 
 def block_of(layer: Any, spec: ModelSpec) -> Any:
     """The feed-forward block of a decoder layer."""
-    return attrgetter(spec.mlp)(layer)
+    found = layer._modules.get(spec.mlp)  # the quick way; the name may be dotted
+    return attrgetter(spec.mlp)(layer) if found is None else found
 
 
 def addend_of(layer: Any, spec: ModelSpec) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -55,8 +56,7 @@ class DecisionMaker(nn.Module):
         embeds = embeds.to(bank.dtype)
         if torch.is_grad_enabled():  # a step of the optimizer may follow, which sharding hides from version counters
             self._folded = None
-        # Autocast would round the decision's matmuls to 16 bits.
-        with torch.autocast(bank.device.type, enabled=False):
+        with _without_autocast(bank.device.type):
             if matrix is None:
                 return connect(bank, embeds, self.weight, noise, config.temperature, config.hard, rows=rows)
             if bias is not None:  # mean_l (V_l M + c_l) = mean_l V_l M + mean_l c_l
@@ -97,6 +97,12 @@ class DecisionMaker(nn.Module):
     def extra_repr(self) -> str:
         """The size, as PyTorch prints it."""
         return f"num_layers={self.weight.shape[0]}, hidden_size={self.weight.shape[1]}"
+
+
+def _without_autocast(device: str) -> AbstractContextManager[Any]:
+    """Autocast would round the decision's matmuls to 16 bits. Turning it off takes time, so only where it is on."""
+    on = torch.compiler.is_compiling() or torch.is_autocast_enabled(device)
+    return torch.autocast(device, enabled=False) if on else nullcontext()
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ IGNORE_INDEX = -100
 
 def before_first_label(labels: Tensor) -> Tensor:
     """`(B,)`: the token before the first label ≠ −100; −1 for a row without labels or with its first label at 0."""
-    # argmax gives the first maximum, and 0 for a row without any label: both excluded cases become −1.
-    return (labels != IGNORE_INDEX).to(torch.int32).argmax(dim=1) - 1
+    # argmax, which takes no bool, gives the first maximum, and 0 for a row without any label: both become −1.
+    return (labels != IGNORE_INDEX).view(torch.uint8).argmax(dim=1).sub_(1)
 
 
 def last_attended(mask: Tensor) -> Tensor:
@@ -43,7 +43,9 @@ def flat_rows(index: Tensor, length: int) -> Tensor:
 
 def located(index: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """`index` `(B,)` as tokens of the flattened `(B * length)` axis, and which of them are in range, `(B,)`."""
-    return flat_rows(index, length), in_range(index, length)
+    clamped = index.clamp(0, length - 1)
+    starts = torch.arange(0, index.shape[0] * length, length, device=index.device)
+    return starts + clamped, clamped == index
 
 
 def mark_skipped(rows: Tensor, skip: Tensor) -> Tensor:

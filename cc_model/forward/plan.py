@@ -151,12 +151,16 @@ def _warn_of_mistakes(connection: CrossLingualConnection, index: Tensor | None) 
             "Trainer takes the labels away with label smoothing and with compute_loss_func; ParallelCollator gives "
             "the index"
         )
-    trains = any(parameter.requires_grad for parameter in connection.decision_maker.parameters())
-    if torch.is_grad_enabled() and not trains and say_once(connection, "frozen"):
+    if torch.is_grad_enabled() and not _learns(connection.decision_maker) and say_once(connection, "frozen"):
         logger.warning(
             "the Decision Maker is frozen (requires_grad=False) and keeps its values; an adapter freezes it unless it "
             "is told modules_to_save=['decision_maker']"
         )
+
+
+def _learns(maker: Any) -> bool:
+    weight = maker._parameters.get("weight")  # the quick way; an adapter's wrapper keeps it in a module of its own
+    return (weight is not None and weight.requires_grad) or any(x.requires_grad for x in maker.parameters())
 
 
 def _warn_of_plain_step(connection: CrossLingualConnection, named: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from cc_model.generation import connected_generate, current_generation, refuse_u
 from cc_model.patching.decoder import beside
 from cc_model.patching.outputs import connected_output
 from cc_model.saving import save
-from cc_model.specs import addend_of, layers_of, spec_of
+from cc_model.specs import SPECS, addend_of, layers_of
 
 POSTPONED = "_cc_postponed_adapter"
 
@@ -117,7 +117,7 @@ class PatchedCausalLM:
             RuntimeError: such a module was replaced after `patch_model`; the message names it.
         """
         slots = []
-        spec = spec_of(self)
+        spec = SPECS[self.config.model_type]
         for index, layer in enumerate(layers_of(self)):
             addend = addend_of(layer, spec)
             slot = getattr(addend, "cc_slot", None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
@@ -23,7 +24,7 @@ _CLASSES: dict[type, Any] = {CausalLMOutputWithPast: ConnectedCausalLMOutput}
 
 
 def connected_output(output: ModelOutput, weights: Tensor) -> ModelOutput:
-    """`output` with `decision_weights`; an instance of its own class, whose other fields it keeps.
+    """`output` with `decision_weights`, itself where it may be; an instance of its class, whose other fields it keeps.
 
     Example:
         >>> import torch
@@ -33,8 +34,11 @@ def connected_output(output: ModelOutput, weights: Tensor) -> ModelOutput:
         (True, None, (1, 2))
     """
     if output.keys() <= {field.name for field in dataclasses.fields(output)}:  # type: ignore[arg-type]
-        return _connected_class(type(output))(**output, **{FIELD: weights})
-    output[FIELD] = weights  # somebody added a field to it in the same way
+        connected = _connected_class(type(output))
+        if torch.compiler.is_compiling():
+            return connected(**output, **{FIELD: weights})
+        output.__class__ = connected  # building one takes longer than five launches; a compiler cannot follow this
+    output[FIELD] = weights  # perhaps beside a field that somebody added in the same way
     return output
 
 
