@@ -48,7 +48,7 @@ class GenerationState:
     Args:
         owner: the model that generates; forwards of other models in the same thread are not this call's.
         start: number of tokens already in the cache.
-        index: `(B,)` connection index; −1 for a row without a connection.
+        index: `(B,)` connection index; −1 for a row without a connection. Or the one index of all rows.
         bounds: smallest and largest connection index; an empty range when no row connects.
         pivot: arguments of `PivotCall`, when the English prompt is given.
     """
@@ -57,7 +57,7 @@ class GenerationState:
         self,
         owner: Any,
         start: int,
-        index: Tensor,
+        index: Tensor | int,
         bounds: tuple[int, int],
         pivot: dict[str, Any] | None = None,
     ) -> None:
@@ -95,8 +95,10 @@ class GenerationState:
                 "unpatch_model and patch_model again, or wrap the call in cc_model.connection_disabled(model)"
             )
 
-    def local_index(self, window: int, rows: int) -> Tensor:
-        """`(rows,)` connection index within the tokens that start at `window`; rows are repeated for beams."""
+    def local_index(self, window: int, rows: int) -> Tensor | int:
+        """The connection index within the tokens from `window` on: `(rows,)`, repeated for beams, or that of all."""
+        if isinstance(self.index, int):
+            return self.index - window
         return self.index.repeat_interleave(rows // self.index.shape[0]) - window
 
 
@@ -162,7 +164,6 @@ def _state(
     elif prompt is None:
         prompt = kwargs.get("input_ids")
     rows, given = (1, 1) if prompt is None else prompt.shape[:2]
-    device = model.device if prompt is None else prompt.device
     mask, cache = kwargs.get("attention_mask"), cache_of(kwargs)
     if isinstance(mask, Tensor) and mask.ndim == 2 and not bool((mask[:, -1] != 0).all()):
         raise ValueError(
@@ -175,8 +176,7 @@ def _state(
     english = _pivot_arguments(model, pivot, rows)
     end = mask.shape[1] if isinstance(mask, Tensor) and kwargs.get("inputs_embeds") is None else given
     if index is None:
-        index = torch.full((rows,), end - 1, device=device)
-        return GenerationState(model, past, index, (end - 1, end - 1), english)
+        return GenerationState(model, past, end - 1, (end - 1, end - 1), english)
     return GenerationState(model, past, *_given_index(index, rows, given, end, past), english)
 
 

@@ -48,6 +48,39 @@ def located(index: Tensor, length: int) -> tuple[Tensor, Tensor]:
     return starts + clamped, clamped == index
 
 
-def mark_skipped(rows: Tensor, skip: Tensor) -> Tensor:
-    """`rows` with −1 where `skip` is True."""
-    return rows.masked_fill(skip, -1)
+class Places:
+    """The connected token of each of B rows of T tokens.
+
+    Where all rows connect at one index, as the last tokens of left-padded prompts, nothing has to be worked out on the
+    device: their places are one range.
+
+    Args:
+        index: `(B,)`, or the one index of all rows, in [0, T).
+        rows, length: B and T.
+        device: of the places.
+    """
+
+    def __init__(self, index: Tensor | int, rows: int, length: int, device: torch.device) -> None:
+        self.index, self.rows, self.length, self.device = index, rows, length, device
+
+    def flat(self, start: int = 0) -> Tensor:
+        """`(B,)`: the tokens in the flattened ones from `start` on; those out of range are clamped into their rows."""
+        length = self.length - start
+        if isinstance(self.index, int):
+            return torch.arange(self.index - start, self.rows * length, length, device=self.device)
+        return flat_rows(self.index - start if start else self.index, length)
+
+    def skipped(self) -> Tensor | None:
+        """`(B,)` bool: the rows whose index is out of range, which do not connect; None: all rows connect."""
+        return None if isinstance(self.index, int) else ~in_range(self.index, self.length)
+
+    def first(self) -> int:
+        """The smallest index in range, or the last token; reads an index on the device once."""
+        if isinstance(self.index, int):
+            return self.index
+        return int(torch.where(in_range(self.index, self.length), self.index, self.length - 1).amin())
+
+
+def mark_skipped(rows: Tensor, skip: Tensor | None) -> Tensor:
+    """`rows` with −1 where `skip` is True; None: nowhere."""
+    return rows if skip is None else rows.masked_fill(skip, -1)

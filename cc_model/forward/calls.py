@@ -57,7 +57,8 @@ class ConnectedCall(PlainCall):
         connection: the model's `cc` module.
         slots: the slots of all layers.
         shape: (B, T) of the tokens.
-        index: `(B,)` connection index within the tokens of this call; None for the last attended token.
+        index: `(B,)` connection index within the tokens of this call, or the one of all rows; None for the last
+            attended token.
         noise: Gumbel noise `(B, L)`; None draws it in training and decides without noise otherwise.
     """
 
@@ -66,7 +67,7 @@ class ConnectedCall(PlainCall):
         connection: CrossLingualConnection,
         slots: list[LayerSlot],
         shape: tuple[int, int],
-        index: Tensor | None = None,
+        index: Tensor | int | None = None,
         noise: Tensor | None = None,
     ) -> None:
         self.connection = connection
@@ -78,28 +79,30 @@ class ConnectedCall(PlainCall):
 
     def connection_index(self, named: dict[str, Any], device: torch.device) -> Tensor:
         """`(B,)` on `device`: the given index, or the last attended token."""
+        if isinstance(self.index, int):
+            return torch.full((self.rows,), self.index, device=device)
         if self.index is not None:
             return self.index.to(device)
         mask = named.get("attention_mask")
         mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
         return last_tokens(mask, self.rows, self.length, device)
 
-    def decide(self, bank: Tensor, embeds: Tensor, rows: Tensor, **transform: Tensor | None) -> Tensor:
+    def decide(self, bank: Tensor, embeds: Tensor, rows: Tensor | None, **transform: Tensor | None) -> Tensor:
         """The update `(B, d)`; `decision_weights` `(B, L)` are kept, with zeros for rows that are skipped.
 
         Args:
             bank: `(L, P, d)`.
             embeds: `(B, d)` at the connection index.
-            rows: `(B,)` row of the bank that each row reads, −1 for a row that is skipped.
+            rows: `(B,)` row of the bank that each row reads, −1 for a row that is skipped; None: row b reads row b.
             transform: matrix and bias of `DecisionMaker.forward`.
         """
         connection, device = self.connection, bank.device
         noise = None if self.noise is None else self.noise.to(device)
         if noise is None and connection.training:
-            noise = connection.gumbel_noise(rows.shape[0], device)
+            noise = connection.gumbel_noise(embeds.shape[0], device)
         maker = connection.decision_maker
-        chosen = maker(bank, embeds.to(device), noise, connection.config, rows.to(device), **transform)
-        update, self.decision_weights = chosen
+        rows = None if rows is None else rows.to(device)
+        update, self.decision_weights = maker(bank, embeds.to(device), noise, connection.config, rows, **transform)
         return update
 
 

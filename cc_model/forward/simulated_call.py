@@ -18,7 +18,7 @@ from cc_kernels import capture_rows
 from cc_model.compat import CACHE
 from cc_model.connection.notices import notices_of, say_once
 from cc_model.connection.state import CrossLingualConnection
-from cc_model.data.positions import flat_rows, in_range, located, mark_skipped
+from cc_model.data.positions import Places, mark_skipped
 from cc_model.fast_paths.last_layer import narrow_obstacle
 from cc_model.fast_paths.rollback import Ways, roll_back, second_prefill, ways_of
 from cc_model.fast_paths.snapshot import keep
@@ -65,37 +65,38 @@ class SimulatedCall(ConnectedCall):
     def run(self, body: Any, stock: Body, named: dict[str, Any]) -> BodyOutput:
         """Capture, decide, run again from the first connection index on."""
         device = (named["input_ids"] if named.get("input_ids") is not None else named["inputs_embeds"]).device
-        index = self.connection_index(named, device)
+        index = self.index if isinstance(self.index, int) else self.connection_index(named, device)
+        places = Places(index, self.rows, self.length, device)
         cache = named.get(CACHE)
         rolled = cache if cache is not None else DynamicCache(config=body.config)
         obstacle = self.obstacle(named)
-        start = 0 if obstacle is not None else self.first_row(index, self.length)
+        start = 0 if obstacle is not None else self.first_row(places)
         ways = second_prefill(obstacle) if obstacle is not None else self.ways(body, rolled, start)
         start = start if ways.obstacle is None else 0
         self.note_prefills(ways)
         if ways.obstacle is not None:
-            return self.in_two_prefills(body, stock, named, index)
+            return self.in_two_prefills(body, stock, named, places)
         if ways.keeps:
-            return self.in_two_parts(body, stock, named, index, start)
+            return self.in_two_parts(body, stock, named, places, start)
         with waiting(rolled, ways) if ways.waits else nullcontext():
-            return self.rolled_back(body, stock, {**named, CACHE: rolled}, index, start, ways.waits)
+            return self.rolled_back(body, stock, {**named, CACHE: rolled}, places, start, ways.waits)
 
     def rolled_back(
-        self, body: Any, stock: Body, named: dict[str, Any], index: Tensor, start: int, waits: bool
+        self, body: Any, stock: Body, named: dict[str, Any], places: Places, start: int, waits: bool
     ) -> BodyOutput:
         """One run of all tokens, of which the cache drops those from `start` on."""
         length, cache = self.length, named[CACHE]
         parts = Parts(named, body.config, cache, self.compile_config is not None)
-        capture = CapturePass(flat_rows(index, length), self.slots, body, self.reads(body, named, start))
+        capture = CapturePass(places.flat(), self.slots, body, self.reads(body, named, start))
         first = self.captured(stock, {**named, "use_cache": True}, capture)
         roll_back(cache, length - start)
         again = {**parts.tokens(start, length, cache), "use_cache": True}
         # What waits grows with every prompt, so that each length would compile a graph of its own.
         config = None if waits else self.compile_config
-        output = connected_replay(body, again, *self.decided(body, named, capture, index, start), config)
+        output = connected_replay(body, again, *self.decided(body, named, capture, places, start), config)
         return self.joined(first, output, start, length, self.keeps_cache(body, named))
 
-    def in_two_parts(self, body: Any, stock: Body, named: dict[str, Any], index: Tensor, start: int) -> BodyOutput:
+    def in_two_parts(self, body: Any, stock: Body, named: dict[str, Any], places: Places, start: int) -> BodyOutput:
         """The tokens before `start`; the others with capture; then the cache as it was at `start`, and these again."""
         length, cache = self.length, named.get(CACHE)
         parts = Parts(named, body.config, cache, self.compile_config is not None)
@@ -106,22 +107,22 @@ class SimulatedCall(ConnectedCall):
             cache = first[CACHE]
         put_back = keep(cache) if cache is not None else None
         rest = {**parts.tokens(start, length, cache), CACHE: cache, "use_cache": cache is not None}
-        capture = CapturePass(flat_rows(index - start, length - start), self.slots, body)
+        capture = CapturePass(places.flat(start), self.slots, body)
         self.captured(stock, rest, capture)
         if put_back is not None:
             put_back(length - start)
         again = {**rest, "use_cache": cache is not None or self.keeps_cache(body, named)}
-        decided = self.decided(body, named, capture, index, start)
+        decided = self.decided(body, named, capture, places, start)
         output = connected_replay(body, again, *decided, self.compile_config)
         return self.joined(first, output, start, start, self.keeps_cache(body, named))
 
-    def in_two_prefills(self, body: Any, stock: Body, named: dict[str, Any], index: Tensor) -> BodyOutput:
+    def in_two_prefills(self, body: Any, stock: Body, named: dict[str, Any], places: Places) -> BodyOutput:
         """All tokens beside the cache, with capture; then all of them again."""
         cache = named.get(CACHE)
-        capture = CapturePass(flat_rows(index, self.length), self.slots, body)
+        capture = CapturePass(places.flat(), self.slots, body)
         self.captured(stock, {**named, CACHE: probing_cache(cache, named), "use_cache": cache is not None}, capture)
         keeps = self.keeps_cache(body, named)
-        decided = self.decided(body, named, capture, index, 0)
+        decided = self.decided(body, named, capture, places, 0)
         output = connected_replay(body, {**named, "use_cache": keeps}, *decided, self.compile_config)
         return self.joined(None, output, 0, self.length, keeps)
 
@@ -175,28 +176,25 @@ class SimulatedCall(ConnectedCall):
         kept = self.logits_to_keep
         return not (isinstance(kept, int) and 0 < kept <= length - start)
 
-    def first_row(self, index: Tensor, length: int) -> int:
+    def first_row(self, places: Places) -> int:
         """Smallest connection index of the batch; reads it from the device once unless it is known."""
-        if self.first_index is not None:
-            return self.first_index
-        return int(torch.where(in_range(index, length), index, length - 1).amin())
+        return places.first() if self.first_index is None else self.first_index
 
     def decided(
-        self, body: Any, named: dict[str, Any], capture: CapturePass, index: Tensor, start: int
+        self, body: Any, named: dict[str, Any], capture: CapturePass, places: Places, start: int
     ) -> tuple[Tensor, Tensor]:
         """Where in the flattened tokens from `start` on something is added, `(B,)`, and what, `(B, d)`."""
-        length = self.length
-        device = self.connection.device_like(index)
-        tokens, keep = located(index, length)
+        tokens, skip = places.flat(), places.skipped()
+        device = self.connection.device_like(tokens)
         with torch.no_grad():
             if named.get("inputs_embeds") is not None:
                 embeds = capture_rows(flatten(named["inputs_embeds"]), tokens, assume_valid=True)
             else:
                 embeds = body.get_input_embeddings()(named["input_ids"].flatten()[tokens])
-            own = mark_skipped(torch.arange(index.shape[0], device=index.device), ~keep)
+            own = None if skip is None else mark_skipped(torch.arange(self.rows, device=tokens.device), skip)
             transform = {"matrix": self.connection.transform_matrix, "bias": self.connection.transform_bias}
             update = self.decide(capture.collect(device), embeds, own, **transform)
-        return mark_skipped(flat_rows(index - start, length - start), ~keep), update
+        return mark_skipped(places.flat(start) if start else tokens, skip), update
 
     def joined(self, first: Any, second: BodyOutput, start: int, ran: int, keep_cache: bool) -> BodyOutput:
         """The result over all tokens, of the body's own class: those before `start` from the first run, of `ran`."""
