@@ -20,7 +20,7 @@ from benchmarks.measure.sources import contents
 from train.experiment import __main__ as experiment
 from train.experiment.pool import read_results
 
-STARTS_FOR = 0.5  # of the seconds: a job that starts later would not end in time
+STARTS_FOR = 0.6  # of the seconds: a job that starts later would not end in time
 
 
 def parser() -> argparse.ArgumentParser:

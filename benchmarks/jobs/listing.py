@@ -128,9 +128,9 @@ _LISTED = (
     _study(
         "experiment-smollm2",
         "does a teacher that reads English help a plain SmolLM2-135M, beside fair baselines",
-        300,
+        450,
         "smollm2/model",
-        "train/configs/experiment_distil_smollm2.yaml --model {prepared}/smollm2/model --jobs 10",
+        "train/configs/experiment_distil_smollm2.yaml --model {prepared}/smollm2/model --jobs 12",
     ),
     _study(
         "experiment-llama",

@@ -1,4 +1,4 @@
-"""Records of `python -m benchmarks.jobs.kernel_tests`: how the kernel tests and golden vectors went on a device."""
+"""Records of `python -m benchmarks.jobs.kernel_tests`: how kernel tests, golden vectors and models went on a device."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from benchmarks.show.table import Kind, Number, Record, Table
 
 _COUNTS = ("passed", "failed", "errors", "skipped")
-_TITLES = {"tests": "Kernel tests", "golden": "Golden vectors"}
+_TITLES = {"tests": "Kernel tests", "golden": "Golden vectors", "model-tests": "Model tests"}
 
 
 def _part(record: Record) -> str:
-    """The kernel tests, unless the record is of the golden vectors alone."""
-    return "golden" if list(record.get("content", {})) == ["golden"] else "tests"
+    """What the record is of: one part alone, or the kernel tests."""
+    parts = list(record.get("content", {}))
+    return parts[0] if len(parts) == 1 and parts[0] in _TITLES else "tests"
 
 
 def tables(record: Record) -> Iterator[Table]:

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from benchmarks import report
-from benchmarks.show import experiment
+from benchmarks.show import experiment, tests
 from benchmarks.show.kinds import KINDS
 from benchmarks.show.table import Table
 
@@ -262,3 +262,15 @@ def test_halves_of_an_experiment_are_told_apart():
     [found] = experiment.tables({**STUDY, "results": results})
     assert found.rows == [["s", "100.0 %", "0.0 %", "1"]]
     assert found.header[1:3] == ["vanilla, A", "vanilla, B"]
+
+
+@pytest.mark.parametrize(
+    ("content", "title"), [("tests", "Kernel tests"), ("golden", "Golden vectors"), ("model-tests", "Model tests")]
+)
+def test_records_of_tests_say_of_which(content, title):
+    record = {"facts": {"device": "a GPU"}, "content": {content: "digest"}, "passed": 3}
+    (table,) = tests.tables(record)
+    assert table.title == f"{title}, a GPU"
+    assert {number.name for number in tests.numbers(record)} == {
+        f"{title}, {name}" for name in ("passed", "failed", "errors", "skipped")
+    }
