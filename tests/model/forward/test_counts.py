@@ -6,10 +6,13 @@ import pytest
 import torch
 from model_pairs import gumbel, pair
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.cache_utils import DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from benchmarks.measure.counting import SYNCHRONISING, OpCounter
 from cc_model import CCConfig
 from cc_model.compat import cache_of
+from cc_model.forward import masks
 
 LAYERS, ROWS, MAIN, PIVOT = 32, 16, 48, 40
 
@@ -106,6 +109,16 @@ def test_nobody_waits_for_the_pivot_pass(name):
     expected = model(**data, gumbel_noise=gumbel(ROWS, 2))
     torch.testing.assert_close(expected.loss, output.loss, rtol=0, atol=1e-6)
     assert expected.keys() == output.keys()
+
+
+def test_the_empty_cache_leaves_no_trace_in_an_output():
+    hidden = torch.ones(1, 2, 3)
+    output = masks.without_empty_cache(BaseModelOutputWithPast(hidden, masks._EMPTY))
+    assert list(output) == ["last_hidden_state"]
+    assert output.past_key_values is None
+    assert output.to_tuple() == (hidden,)
+    own = DynamicCache()
+    assert masks.without_empty_cache(BaseModelOutputWithPast(hidden, own)).past_key_values is own
 
 
 def test_no_cache_is_shown_that_holds_nothing(architecture):

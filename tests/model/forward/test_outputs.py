@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from generation_helpers import GREEDY, SCORES, new_tokens, oracle_tokens, prompts
 from model_pairs import at_end, batch, gumbel, pair
 from oracle import capture, connected_logits, decide
+from torch.utils._pytree import tree_map
 from transformers import StoppingCriteria, pipeline
 from word_tokenizers import make_tokenizer
 
@@ -41,6 +43,23 @@ def test_hidden_states_and_attentions_with_an_english_prompt(architecture, mode)
         for actual, wanted in zip(output[name], expected[name]):
             torch.testing.assert_close(actual, wanted, rtol=0, atol=1e-5)
     assert not any(torch.equal(a, b) for a, b in zip(output.hidden_states[1:], stock(**main(data)).hidden_states[1:]))
+
+
+def test_an_output_knows_its_field():
+    """So that what takes outputs apart, as the gather of DataParallel and accelerate's do, can put them together."""
+    _, model = pair()
+    output = model(**batch())
+    assert "decision_weights" in {field.name for field in dataclasses.fields(output)}
+    again = tree_map(lambda x: x, output)
+    assert type(again) is type(output)
+    assert again.decision_weights is output.decision_weights
+
+
+def test_rows_that_skip_the_simulated_connection_have_no_weights():
+    _, model = pair(matrix=True)
+    with torch.no_grad():
+        weights = model(batch()["input_ids"], connection_index=torch.tensor([6, -1, 4])).decision_weights
+    assert weights.sum(1).tolist() == [1.0, 0.0, 1.0]
 
 
 def main(data):

@@ -274,6 +274,14 @@ def test_frozen_decision_maker_warns(caplog):
     assert "the Decision Maker is frozen" in str(report(model))
 
 
+def test_a_decision_maker_that_an_adapter_trains_is_not_called_frozen(caplog):
+    _, model = pair()
+    wrapped = peft.get_peft_model(model, lora()).train()
+    with caplog.at_level(logging.WARNING, "cc_model"):
+        wrapped(**batch())
+    assert "frozen" not in caplog.text
+
+
 def test_wrapped_connection_raises():
     _, model = pair()
     wrapped = peft.get_peft_model(model, lora(modules_to_save=["cc"]))
