@@ -48,7 +48,7 @@ from cc_kernels.launch import HAS_TRITON, launching
 from cc_model import patch_model, use_pivot_graph
 
 CALLS, ROUNDS = 200, 9
-FORWARDS, FORWARD_ROUNDS = 2, 40
+FORWARDS, FORWARD_ROUNDS = 2, 100
 DEPTH = 24
 
 

@@ -88,8 +88,8 @@ def report(model: nn.Module) -> Report:
         path = "fallback" if reason else "fused"
         few_tokens = "modules" if reason else _few_tokens(block)
         layers.append(LayerReport(index, path, reason or f"{block.cc_fused}{_training(block)}", few_tokens))
-    device = inner.cc.decision_maker.weight.device
-    kernels = f"{'Triton' if triton_serves('swiglu', device) else 'plain PyTorch'}, for tensors on {device.type}"
+    weight = inner.cc.decision_maker.weight
+    kernels = f"{'Triton' if triton_serves('swiglu', weight) else 'plain PyTorch'}, for tensors on {weight.device.type}"
     body = body_of(inner)
     notes = (
         *_notes(inner.cc),
@@ -107,7 +107,8 @@ def _training(block: Any) -> str:
     weights = (
         plain_weights(*(getattr(block, name) for name in (fused.gate, fused.up, fused.down))) if fused.up else None
     )
-    whole = weights is not None and triton_serves("swiglu" if fused.activation == SILU else "geglu", weights[0].device)
+    op = "swiglu" if fused.activation == SILU else "geglu"
+    whole = weights is not None and triton_serves(op, weights[0])
     return ", in training one function that keeps no product" if whole else ""
 
 
@@ -118,7 +119,7 @@ def _few_tokens(block: Any) -> str:
         return "modules (GeGLU)"
     gate = getattr(block, fused.gate)
     reason = obstacle(gate, getattr(block, fused.up) if fused.up else None)
-    if reason is None and not triton_serves(OP, gate.weight.device):
+    if reason is None and not triton_serves(OP, gate.weight):
         reason = f"no Triton kernel on {gate.weight.device.type}"
     return f"modules ({reason})" if reason else f"gate, up and SwiGLU in one kernel, up to {MOST_ROWS} tokens"
 

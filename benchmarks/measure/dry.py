@@ -65,7 +65,7 @@ def without_launches() -> Iterator[None]:
         backend.triton_serves,
         pivot_graph.CudaGraph,
     )
-    launching.DIRECT, backend.triton_serves = frozenset({"cpu"}), lambda op, device: True
+    launching.DIRECT, backend.triton_serves = frozenset({"cpu"}), lambda op, tensor: True
     launching.through_triton, launching.allocation = lambda kernel, grid, arguments: _NotLaunched(), _allocation
     pivot_graph.CudaGraph = _NotReplayed  # type: ignore[misc, assignment]
     launching.forget()

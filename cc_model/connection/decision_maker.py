@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cc_kernels import connect, transform_rows
+from cc_kernels.backend import device_type
 from cc_kernels.library import is_transformed
 from cc_model.config import CCConfig
 
@@ -56,7 +57,7 @@ class DecisionMaker(nn.Module):
         embeds = embeds.to(bank.dtype)
         if torch.is_grad_enabled():  # a step of the optimizer may follow, which sharding hides from version counters
             self._folded = None
-        with _without_autocast(bank.device.type):
+        with _without_autocast(device_type(bank)):
             if matrix is None:
                 return connect(bank, embeds, self.weight, noise, config.temperature, config.hard, rows=rows)
             if bias is not None:  # mean_l (V_l M + c_l) = mean_l V_l M + mean_l c_l

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cc_kernels.backend import device_type
 from cc_kernels.ops.gate_up_swiglu import MOST_ROWS
 from cc_model.fast_paths.hooks import call_is_observed, global_hooks
 
@@ -28,7 +29,7 @@ def streamed(gate: Any, up: Any, x: Tensor, known: Sequence[Tensor] | None) -> t
         x: `(..., d)`.
         known: their weights, where the caller has seen that nobody would miss the calls.
     """
-    if not 0 < x.numel() <= MOST_ROWS * x.shape[-1] or torch.is_autocast_enabled(x.device.type):
+    if not 0 < x.numel() <= MOST_ROWS * x.shape[-1] or torch.is_autocast_enabled(device_type(x)):
         return None
     if known is not None:
         first, second = known[0], known[1]

@@ -170,7 +170,7 @@ class PatchedFeedForward:
             up = modules[fused.up] if fused.up in modules else getattr(self, fused.up)
         weights = plain_weights(gate, up, down) if up is not None else None
         inference = fused.activation == SILU and not (self.training or torch.is_grad_enabled())
-        if inference and backend.triton_serves(OP, x.device):
+        if inference and backend.triton_serves(OP, x):
             pair = streamed(gate, up, x, weights)
             if pair is not None:
                 inner = gate_up_swiglu(x.reshape(-1, x.shape[-1]), *pair).view(*x.shape[:-1], -1)

@@ -61,8 +61,8 @@ def runs_whole(x: Tensor, activation: str) -> bool:
     """
     return (
         type(x) is Tensor
-        and backend.triton_serves("swiglu" if activation == SILU else "geglu", x.device)
-        and not torch.is_autocast_enabled(x.device.type)
+        and backend.triton_serves("swiglu" if activation == SILU else "geglu", x)
+        and not torch.is_autocast_enabled(backend.device_type(x))
         and not is_observed()
     )
 

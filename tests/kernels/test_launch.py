@@ -237,7 +237,7 @@ def test_recorded_launches_are_not_prepared(direct):
 def op_of(kernel, monkeypatch, checked):
     launcher = launcher_of(kernel)
     monkeypatch.setitem(backend._triton_implementations, "doubled", launcher)
-    monkeypatch.setattr(backend, "triton_serves", lambda op, device: True)
+    monkeypatch.setattr(backend, "triton_serves", lambda op, tensor: True)
     return Op("doubled", lambda x: checked.append(x), lambda x: x + x, prepared(lambda x: launcher(x)))
 
 
@@ -270,7 +270,7 @@ def test_a_call_with_a_gradient_repeats_the_launches_of_its_kind(direct, monkeyp
         save=lambda ctx, arguments, output: saved.append((arguments, output)),
     )
     monkeypatch.setitem(backend._triton_implementations, "launched_for_a_test", call)
-    monkeypatch.setattr(backend, "triton_serves", lambda op, device: True)
+    monkeypatch.setattr(backend, "triton_serves", lambda op, tensor: True)
     op = Op("launched_for_a_test", lambda x: checked.append(x), torch.clone, launcher)
     for number in range(3):
         x = torch.zeros(8, requires_grad=True)
@@ -324,7 +324,7 @@ WANTED = [(op, name) for op, (_, shapes) in INFERENCE.items() for name in shapes
 def test_a_gradient_of_an_inference_op_raises_after_a_call_of_the_same_kind(direct, monkeypatch, name, wanted):
     """Whether a tensor requires a gradient is no part of its kind, so that a known kind alone decides nothing."""
     monkeypatch.setattr(launching, "through_triton", lambda kernel, grid, arguments: Compiled())
-    monkeypatch.setattr(backend, "triton_serves", lambda op, device: True)
+    monkeypatch.setattr(backend, "triton_serves", lambda op, tensor: True)
     op, shapes = INFERENCE[name]
     arguments = {argument: torch.zeros(shape) for argument, shape in shapes.items()}
     op(**arguments)

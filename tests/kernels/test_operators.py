@@ -132,7 +132,7 @@ def test_other_ops_are_not_traced_by_their_definition_on_a_gpu(monkeypatch):
     """Their definitions use atomics backward, or would be many kernels. `auto` decides as for a GPU tensor here."""
     from cc_kernels import backend
 
-    monkeypatch.setattr(backend, "triton_serves", lambda op, device: True)
+    monkeypatch.setattr(backend, "triton_serves", lambda op, tensor: True)
     torch._dynamo.reset()
     seen = []
 
