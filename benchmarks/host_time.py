@@ -192,14 +192,17 @@ def _forwards(layers: int, device: torch.device) -> dict[str, Callable[[], Any]]
 
 
 def _layer_rows(depths: list[int], device: torch.device) -> Iterator[dict[str, Any]]:
-    """One row for each depth and implementation: 10th percentiles of the rounds, beyond that of two stock forwards."""
+    """One row for each depth and implementation: medians, also of what it takes beyond the round's two stock forwards.
+
+    Differences of one round have what disturbed all of it in common; those of two percentiles do not.
+    """
     for layers in depths:
         samples = _time(_forwards(layers, device), device, FORWARDS, FORWARD_ROUNDS)
-        least = {name: statistics.quantiles(taken, n=10)[0] for name, taken in samples.items()}
-        for name, taken in least.items():
-            beyond = (taken - least["two stock"]) / layers
-            print(f"{layers:>3} layers  {name:<21} {taken:>9.0f} us, {beyond:>6.1f} us per layer beyond", flush=True)
-            yield {"layers": layers, "implementation": name, "us": taken, "us_per_layer_beyond_two_stock": beyond}
+        for name, taken in samples.items():
+            typical = statistics.median(taken)
+            beyond = statistics.median(a - b for a, b in zip(taken, samples["two stock"])) / layers
+            print(f"{layers:>3} layers  {name:<21} {typical:>9.0f} us, {beyond:>6.1f} us per layer beyond", flush=True)
+            yield {"layers": layers, "implementation": name, "us": typical, "us_per_layer_beyond_two_stock": beyond}
 
 
 def _has(rows: list[dict[str, Any]], key: str) -> bool:
