@@ -48,23 +48,16 @@ def owns_output(block: Any) -> bool:
     return not any(getattr(module_hooks, f"_global{kind}") for kind in _OUTPUT)
 
 
-def is_bare(attributes: dict[str, Any]) -> bool:
-    """Whether the module with these `attributes`, its `__dict__`, has neither hooks nor a `forward` of its own.
-
-    Written out, because it is asked of every module of a layer.
-    """
-    return not (
+def numbers_are_observed(module: nn.Module) -> bool:
+    """Whether a hook on `module`, of any kind, may read its numbers."""
+    attributes = module.__dict__
+    if not (  # written out, because it is asked of every module of a model
         attributes["_forward_hooks"]
         or attributes["_forward_pre_hooks"]
         or attributes["_backward_hooks"]
         or attributes["_backward_pre_hooks"]
-        or "forward" in attributes
-    )
-
-
-def numbers_are_observed(module: nn.Module) -> bool:
-    """Whether a hook on `module`, of any kind, may read its numbers."""
-    attributes = module.__dict__
+    ):
+        return False
     return any(attributes[kind] and not _are_harmless(attributes[kind].values()) for kind in _ALL)
 
 
@@ -79,24 +72,8 @@ def has_own_forward(module: nn.Module) -> bool:
     return getattr(own, "__func__", None) is not type(module).forward
 
 
-def modules_of(*roots: nn.Module) -> list[nn.Module]:
-    """The modules and all that lie in them. One that lies in two places comes twice: `modules()` is slow."""
-    found = list(roots)
-    for module in found:  # grows on the way
-        found += [child for child in module._modules.values() if child is not None]
-    return found
-
-
 def _are_harmless(hooks: Iterable[Any]) -> bool:
     return all(str(getattr(hook, "__module__", "")).startswith(_HARMLESS) for hook in hooks)
 
 
-__all__ = [
-    "call_is_observed",
-    "global_hooks",
-    "has_own_forward",
-    "is_bare",
-    "modules_of",
-    "numbers_are_observed",
-    "owns_output",
-]
+__all__ = ["call_is_observed", "global_hooks", "has_own_forward", "numbers_are_observed", "owns_output"]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cc_model.fast_paths.hooks import global_hooks, has_own_forward, is_bare, modules_of, numbers_are_observed
+from cc_model.fast_paths.hooks import global_hooks, has_own_forward, numbers_are_observed
 from cc_model.specs import SPECS, addend_of, block_of
 
 _ROW_BY_ROW = frozenset(
@@ -31,9 +31,7 @@ def narrow_obstacle(body: Any) -> str | None:
         return "it is compiled, and would cost a graph of its own"
     if global_hooks():
         return "global hooks are registered"
-    for module in modules_of(layer, attrgetter(spec.norm)(body)):
-        if is_bare(module.__dict__):
-            continue
+    for module in (*layer.modules(), *attrgetter(spec.norm)(body).modules()):
         if numbers_are_observed(module):
             return f"a hook is registered on {type(module).__name__}"
         if has_own_forward(module):
@@ -42,7 +40,7 @@ def narrow_obstacle(body: Any) -> str | None:
         return f"the layer adds the output of {type(addend).__name__} after it"
     if getattr(block, "cc_fused", None) is None:
         return f"{type(block).__name__} runs a forward that is not known"
-    unknown = [module for module in modules_of(block)[1:] if not _runs_row_by_row(module)]
+    unknown = [module for module in block.modules() if module is not block and not _runs_row_by_row(module)]
     return f"{type(unknown[0]).__name__} may not treat rows one by one" if unknown else None
 
 
