@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -124,3 +125,19 @@ def test_launches_happen_under_the_device_of_the_tensor():
     gate = torch.randn(100, device="cuda:1")
     torch.testing.assert_close(swiglu(gate, gate), torch.nn.functional.silu(gate) * gate)
     assert torch.cuda.current_device() == 0
+
+
+@pytest.mark.parametrize(("kind", "serves"), [("is_cuda", True), ("is_xpu", True), ("is_cpu", False)])
+def test_kernels_serve_tensors_of_gpus(kind, serves, monkeypatch):
+    monkeypatch.setitem(backend._triton_implementations, "an op", lambda: None)
+    tensor = SimpleNamespace(**{"is_cuda": False, "is_xpu": False, "is_cpu": False, kind: True})
+    assert backend.triton_serves("an op", tensor) is serves
+    assert not backend.triton_serves("another op", tensor)
+    with use_backend("torch"):
+        assert not backend.triton_serves("an op", tensor)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_the_type_of_a_device(device):
+    assert backend.device_type(torch.empty(1, device=device)) == device
+    assert backend.device_type(SimpleNamespace(is_cuda=True)) == "cuda"
