@@ -91,11 +91,11 @@ def likelihood(mode: Mapping[str, Any]) -> float:
 def by_seed(
     results: Sequence[Mapping[str, Any]], condition: str, mode: str, measure: Callable[[Mapping[str, Any]], float]
 ) -> dict[int, float]:
-    """One value per seed of a condition's mode."""
+    """One value per seed of a condition's mode; a seed whose questions all fall into the other half has none."""
     return {
         result["seed"]: measure(result["modes"][mode])
         for result in sorted(results, key=lambda result: result["seed"])
-        if result["condition"] == condition and mode in result["modes"]
+        if result["condition"] == condition and mode in result["modes"] and result["modes"][mode]["correct"]
     }
 
 

@@ -104,7 +104,8 @@ def _table(settings: Settings, results: Results, measure: Measure, unit: str, di
         for half in halves.values():
             values, plain = (by_seed(half, *way, measure) for way in ((name, mode), (VANILLA, VANILLA)))
             against = difference(values, plain) if name != VANILLA else None
-            row += [shown(estimate(list(values.values())), unit, digits), signed(against, digits) if against else ""]
+            mean = shown(estimate(list(values.values())), unit, digits) if values else "no question"
+            row += [mean, signed(against, digits) if against else ""]
         rows.append(row)
     head = ("condition", "reads", "seeds", "A", f"A − {VANILLA}", "B", f"B − {VANILLA}")
     return markdown_table(head, rows, left=2)
@@ -133,9 +134,10 @@ def _words(settings: Settings, results: Results) -> list[str]:
         own, plain = (by_seed(half_a, *way, accuracy) for way in ((name, mode), (VANILLA, VANILLA)))
         gain = difference(own, plain)
         other = difference(by_seed(half_b, name, mode, accuracy), by_seed(half_b, VANILLA, VANILLA, accuracy))
-        if gain is None or other is None:
+        if gain is None and other is None:
             continue
-        line = f"- **{name}** against *{VANILLA}*, on A: {verdict(gain)}; on B: {verdict(other)}."
+        on_a, on_b = (verdict(found) if found else "no question" for found in (gain, other))
+        line = f"- **{name}** against *{VANILLA}*, on A: {on_a}; on B: {on_b}."
         if teacher != TRUTH:
             lost = difference(own, by_seed(half_a, teacher, _mode(settings, teacher), accuracy))
             line += f" Against its teacher {teacher}, on A: {verdict(lost)}." if lost else ""
@@ -233,8 +235,10 @@ def _sure(settings: Settings, results: Results) -> list[str]:
             if result["condition"] == name:
                 marks = [answer[2] for answer in sorted(result["answers"], key=lambda answer: -answer[1])]
                 middle = len(marks) // 2
-                shares.append([100 * sum(part) / len(part) for part in (marks, marks[:middle], marks[middle:])])
-        rows.append((name, *(shown(estimate(list(column)), " %", 1) for column in zip(*shares))))
+                if middle > 0:  # one answer has no halves
+                    shares.append([100 * sum(part) / len(part) for part in (marks, marks[:middle], marks[middle:])])
+        if shares:
+            rows.append((name, *(shown(estimate(list(column)), " %", 1) for column in zip(*shares))))
     return [
         "Right answers of each teacher to the prompts of A: among all, and among the likelier and the less likely half "
         f"by mean log-likelihood. {_learned(settings, results)}",
