@@ -112,6 +112,11 @@ def test_a_forward_stays_in_few_rooms():
     assert changes_of_generate < 55
 
 
+def test_test_files_stay_small():
+    lines = {path: path.read_text(encoding="utf-8").count("\n") for path in (ROOT / "tests").rglob("*.py")}
+    assert not {str(path.relative_to(ROOT)): count for path, count in lines.items() if count > 300}
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_and_functions_stay_small(path):
     text = path.read_text(encoding="utf-8")

@@ -8,6 +8,8 @@ import pytest
 import torch
 from kernel_harness import BACKEND, DEVICE, INTERPRETED, RUNS_TRITON
 
+from cc_kernels.launch import launching
+
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic matmuls on a GPU ask for
 
 
@@ -19,6 +21,14 @@ def _poisoned_memory():
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+
+
+@pytest.fixture
+def direct(monkeypatch):
+    """The CPU counts as a device whose compiled kernels are started directly."""
+    monkeypatch.setattr(launching, "DIRECT", frozenset({"cpu"}))
+    yield
+    launching.forget()
 
 
 def pytest_terminal_summary(terminalreporter):

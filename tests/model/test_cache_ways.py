@@ -6,104 +6,19 @@ loses nothing, the oracle itself.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import oracle
 import pytest
 import torch
+from caches import CACHES, DROPPED, FP8, LENGTH, PARTS, STEPS, TWICE, WAITED, WINDOW, dynamic, fp8
 from families import made
 from generation_helpers import SCORES, prompts
-from transformers import DynamicCache, StaticCache, cache_utils
-from transformers.cache_utils import Cache, DynamicLayer, QuantizedLayer
-from transformers.models.minimax.modeling_minimax import MiniMaxCache
+from transformers.cache_utils import QuantizedLayer
 
-from cc_model import connection_disabled, report
+from cc_model import connection_disabled
 from cc_model.compat import CACHE
-from cc_model.fast_paths.rollback import DROPS, KEPT, WAITS, is_quantised, ways_of
+from cc_model.fast_paths.rollback import is_quantised
 from cc_model.forward.simulated_call import SimulatedCall
-from cc_model.specs import SPECS, layers_of
-from cc_model.testing import tiny_config
-
-LENGTH, STEPS, WINDOW = 40, 5, 16
-FP8 = getattr(cache_utils, "Fp8QuantizedLayer", None)
-
-
-class Rounded(QuantizedLayer):
-    """Stands for the quantised layers of quanto and HQQ: their bookkeeping, another rounding."""
-
-    def _quantize(self, tensor, axis):
-        scale = tensor.abs().amax(dim=-1, keepdim=True).clamp(min=1e-6) / 7
-        return (tensor / scale).round().to(torch.int8), scale
-
-    def _dequantize(self, q_tensor):
-        values, scale = q_tensor
-        return values * scale
-
-
-class Unknown(DynamicLayer):
-    """Stands for every layer type that the library does not know."""
-
-
-def dynamic(model):
-    return DynamicCache(config=model.config)
-
-
-def static(model):
-    return StaticCache(config=model.config, max_cache_len=2 * LENGTH + STEPS)
-
-
-def rounded(model):
-    return Cache(layers=[Rounded(residual_length=8) for _ in layers_of(model)])
-
-
-def fp8(model):
-    return Cache(layers=[FP8() for _ in layers_of(model)])
-
-
-def windows_beside_states(model):
-    kind = cache_utils.LinearAttentionAndSlidingWindowAttentionLayer
-    return Cache(layers=[kind(sliding_window=100) for _ in layers_of(model)])
-
-
-def static_windows_beside_states(model):
-    kind = cache_utils.LinearAttentionAndStaticSlidingWindowAttentionLayer
-    return Cache(layers=[kind(max_cache_len=100, sliding_window=100) for _ in layers_of(model)])
-
-
-def unknown(model):
-    return Cache(layers=[Unknown() for _ in layers_of(model)])
-
-
-def minimax(model):
-    return MiniMaxCache()
-
-
-DROPPED, WAITED, PARTS, TWICE = ("drops", "waits", "parts", "twice")
-# Family, cache, way.
-CACHES = {
-    "full attention": ("llama", dynamic, DROPPED),
-    "full attention, layers made on the way": ("llama", lambda model: DynamicCache(), DROPPED),
-    "full attention, static": ("llama", static, DROPPED),
-    "full attention, static, masks by layer type": ("qwen3", static, DROPPED),
-    "windows": ("ministral", dynamic, WAITED),
-    "windows, static": ("ministral", static, WAITED),
-    "windows beside full attention": ("gemma2", dynamic, WAITED),
-    "windows beside full attention, static": ("gemma2", static, WAITED),
-    "shared keys": ("gemma4_text, shared keys", dynamic, WAITED),
-    "chunks": ("llama4_text", dynamic, WAITED),
-    "quantised": ("llama", rounded, WAITED),
-    "8-bit floats": ("llama", fp8, WAITED),
-    "linear attention": ("qwen3_next", dynamic, PARTS),
-    "linear attention, static": ("qwen3_5_text", static, PARTS),
-    "state space": ("jamba", dynamic, PARTS),
-    "state space beside attention in a layer": ("falcon_h1", dynamic, PARTS),
-    "state space beside attention in a layer, static": ("falcon_h1", static, PARTS),
-    "state space beside a window in a layer": ("falcon_h1", windows_beside_states, PARTS),
-    "state space beside a static window in a layer": ("falcon_h1", static_windows_beside_states, PARTS),
-    "convolutions": ("lfm2", dynamic, PARTS),
-    "lightning attention, a cache of its own": ("minimax", minimax, PARTS),
-    "unknown": ("llama", unknown, TWICE),
-}
+from cc_model.specs import layers_of
 
 
 @pytest.fixture(params=CACHES)
@@ -353,67 +268,3 @@ def test_an_error_leaves_the_layers_in_the_cache(monkeypatch):
         model(torch.arange(LENGTH)[None], connection_index=torch.tensor([LENGTH - 1]), **{CACHE: cache})
     assert cache.layers == layers
     assert cache.get_seq_length() == 0
-
-
-def test_ways_of_layers():
-    assert ways_of(DynamicCache(), 3).layers == ()
-    window = DynamicCache(config=made("ministral")[1].config)
-    assert set(ways_of(window, WINDOW - 1).layers) == {DROPS}
-    assert set(ways_of(window, WINDOW).layers) == {WAITS}
-    static_window = StaticCache(config=made("ministral")[1].config, max_cache_len=100)
-    assert set(ways_of(static_window, WINDOW).layers) == {DROPS}
-    assert set(ways_of(static_window, WINDOW + 1).layers) == {WAITS}
-    assert KEPT in ways_of(dynamic(made("qwen3_next")[1]), 3).layers
-
-
-class Counting(Rounded):
-    """A quantised layer with bookkeeping of its own."""
-
-    def update(self, *args, **kwargs):
-        return super().update(*args, **kwargs)
-
-
-def test_what_is_not_known_is_an_obstacle():
-    class Own(DynamicCache):
-        """A cache class of another library."""
-
-    assert ways_of(Own(), 1).obstacle == "a cache of type Own cannot be rolled back"
-    assert ways_of(Cache(layers=[Counting()]), 1).obstacle == "cache layers of type Counting cannot be rolled back"
-    lazy = Cache(layer_class_to_replicate=Unknown)
-    assert ways_of(lazy, 1).obstacle == "cache layers of type Unknown cannot be rolled back"
-    mixed = Cache(layers=[Rounded(), cache_utils.LinearAttentionLayer()])
-    assert ways_of(mixed, 1).obstacle == "the cache has quantised layers beside linear attention"
-
-
-def test_the_report_says_which_way_a_cache_goes():
-    window = made("gemma2")[1]
-    notes = report(window).notes
-    fills = "DynamicSlidingWindowLayer is filled when the prompt has run; DynamicLayer drops its newest entries"
-    assert f"dynamic cache: {fills}" in notes
-    assert f"static cache: {fills.replace('Dynamic', 'Static')}" in notes
-    window.generate(torch.arange(LENGTH)[None], max_new_tokens=1)
-    assert (
-        "last connected prompt: one prefill, after which windows and quantised layers are filled"
-        in report(window).notes
-    )
-    assert "LinearAttentionLayer gets back its state before the connection" in str(report(made("qwen3_next")[1]))
-    window.cc.transform_matrix = None
-    assert not any(note.startswith("dynamic cache") for note in report(window).notes)
-
-
-@pytest.mark.parametrize("family", sorted(SPECS))
-def test_no_cache_that_a_family_makes_needs_a_second_prefill(family):
-    config = tiny_config(family)
-    for cache in (DynamicCache(config=config), StaticCache(config=config, max_cache_len=100)):
-        assert ways_of(cache, 200).obstacle is None
-
-
-def test_the_table_names_every_class_of_transformers():
-    """docs/method.md: the layers and caches of the installed version, and of the classes in the files of models."""
-    text = (Path(__file__).parents[2] / "docs/method.md").read_text(encoding="utf-8")
-    bases = (cache_utils.CacheLayerMixin, cache_utils.LinearAttentionCacheLayerMixin, Cache)
-    classes = [kind for kind in vars(cache_utils).values() if isinstance(kind, type) and issubclass(kind, bases)]
-    names = {kind.__name__ for kind in classes if not kind.__name__.endswith("Mixin")}
-    names -= {"BaseQuantizedLayer", "QuantizedLayer"}  # what quantisers share
-    assert len(names) > 18
-    assert not {name for name in names if f"`{name}`" not in text}

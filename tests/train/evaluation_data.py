@@ -58,3 +58,11 @@ def write_model(folder: Path, patched: bool = True, matrix: bool = True, seed: i
     tokenizer.save_pretrained(folder)
     save_options(folder, {"collator": {"max_length": 512}})
     return folder
+
+
+def options(root: Path, out: Path, **changed):
+    """Options of a short run of train.evaluate on the data and the model of `root`."""
+    from train.evaluate import EvaluateArguments  # needs lm-eval, which not every test of this module needs
+
+    fixed = {"data": str(root / "data"), "max_new_tokens": 6, "batch_size": 4, "device": "cpu", "resamples": 200}
+    return EvaluateArguments(str(root / "model"), out=str(out), **{**fixed, **changed})

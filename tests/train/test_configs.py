@@ -7,9 +7,11 @@ import yaml
 
 from train.common.arguments import CollatorArguments, DataArguments, ModelArguments, SftArguments, parse
 from train.common.chat_templates import CHAT_TEMPLATES
+from train.experiment.settings import read_settings
 
 FILES = sorted((Path(__file__).parents[2] / "train" / "configs").glob("*.yaml"))
-CONFIGS = [path for path in FILES if not path.stem.startswith("experiment")]  # those: test_experiment.py
+EXPERIMENTS = [path for path in FILES if path.stem.startswith("experiment")]
+CONFIGS = [path for path in FILES if path not in EXPERIMENTS]
 SEVEN_B = [path for path in CONFIGS if "-" in path.stem]  # the others have no size in the name
 
 
@@ -42,3 +44,10 @@ def test_the_three_models_have_a_config():
         "Qwen/Qwen2.5-7B",
         "mistralai/Mistral-7B-v0.3",
     }
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_experiments_are_complete(path):
+    settings = read_settings(path)
+    assert {"vanilla", "cc"} <= set(settings.conditions)
+    assert len(settings.seeds) >= 3

@@ -1,7 +1,6 @@
 """train.evaluate on every benchmark and language: what it computes, shows, keeps and continues."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +10,17 @@ import torch
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install 'cc-tuning[eval]')")
 
 from engine_stand_in import stand_in
-from evaluation_data import made_rows, write_data, write_model
+from evaluation_data import made_rows, options, write_data, write_model
 from PIL import Image
 from rich.console import Console
 
 from cc_model import connection_disabled
 from train.common.answers import generate_answers
 from train.common.models import load_trained
-from train.evaluate import EvaluateArguments, chosen_modes, load_lm, main, run_evaluate
-from train.evaluation.benchmarks import BENCHMARKS, languages_of, prompts
+from train.evaluate import EvaluateArguments, load_lm, run_evaluate
+from train.evaluation.benchmarks import BENCHMARKS, languages_of
 from train.evaluation.runs import Runs
 from train.evaluation.scorers import exact_match, f1, rouge_l
-from train.evaluation.summary import summarise
 
 SAMPLE = Path(__file__).parents[3] / "shared" / "eval_sample"
 MODES = ("off", "matrix")
@@ -34,11 +32,6 @@ def root(tmp_path_factory):
     write_data(folder / "data")
     write_model(folder / "model")
     return folder
-
-
-def options(root, out, **changed):
-    fixed = {"data": str(root / "data"), "max_new_tokens": 6, "batch_size": 4, "device": "cpu", "resamples": 200}
-    return EvaluateArguments(str(root / "model"), out=str(out), **{**fixed, **changed})
 
 
 @pytest.fixture(scope="module")
@@ -141,28 +134,6 @@ def test_summary_is_what_the_rows_say(whole):
     assert any(line["differences"]["off"][0] != 0 for part in results["benchmarks"].values() for line in part["lines"])
     with Image.open(out / "differences.png") as image:
         assert image.width > 1500
-
-
-def test_translations_are_redrawn_together():
-    """Ten languages of the same 40 questions are not 400 questions."""
-    scores = np.random.default_rng(0).integers(0, 2, (2, 40)).astype(float)
-
-    def mean_interval(ids):
-        given = [
-            {
-                **{"benchmark": "mkqa", "language": language, "mode": mode},
-                "results": [{"id": ids(number, language), "f1": score, "exact_match": 0.0} for number, score in rows],
-            }
-            for mode, rows in zip(MODES, (list(enumerate(row)) for row in scores))
-            for language in languages_of("mkqa")
-        ]
-        *lines, mean = summarise(given)["mkqa"]["lines"]
-        return lines[0]["differences"]["off"], mean["differences"]["off"]
-
-    one, together = mean_interval(lambda number, language: str(number))
-    assert together == pytest.approx(one)
-    one, apart = mean_interval(lambda number, language: f"{language} {number}")
-    assert apart[2] - apart[1] < 0.5 * (one[2] - one[1])
 
 
 def test_a_killed_run_goes_on_where_it_was(root, tmp_path, monkeypatch):
@@ -286,92 +257,3 @@ def test_three_modes_side_by_side(root, tmp_path):
     assert f"| {' | '.join(names)} |" in table
     with Image.open(tmp_path / "out" / "differences.png") as image:
         assert image.width > 300
-
-
-@pytest.mark.parametrize(
-    ("mode", "baseline", "modes", "told"),
-    [
-        (None, False, ["off", "matrix"], []),
-        (None, True, ["vanilla", "matrix"], []),
-        ("vanilla,connected", False, ["off", "matrix"], ["vanilla is now off", "connected is now matrix"]),
-        ("connected", False, ["matrix"], ["connected is now matrix"]),
-        ("vanilla", False, ["off"], ["vanilla is now off"]),
-        ("vanilla,connected", True, ["vanilla", "matrix"], ["connected is now matrix"]),
-        ("matrix, off", True, ["off", "matrix"], []),
-    ],
-)
-def test_names_of_an_earlier_version(root, mode, baseline, modes, told):
-    console = Console(record=True, width=80)
-    given = options(root, root / "unused", mode=mode, baseline="somewhere" if baseline else None)
-    assert chosen_modes(given, console) == modes
-    shown = console.export_text()
-    assert all(f"--mode {part}: " in shown for part in told)
-    assert shown.count("is now") == len(told)
-
-
-def test_a_model_without_a_connection_is_vanilla(tmp_path):
-    plain = write_model(tmp_path / "plain", patched=False)
-    console = Console(record=True, width=80)
-    assert chosen_modes(EvaluateArguments(str(plain)), console) == ["vanilla"]
-    for mode in ("off", "matrix", "vanilla,connected"):
-        with pytest.raises(
-            ValueError, match=r"mode: .*plain was trained with --method vanilla, it answers in the mode va"
-        ):
-            chosen_modes(EvaluateArguments(str(plain), mode=mode), console)
-
-
-def test_command_line(root, tmp_path, capsys):
-    config = tmp_path / "evaluate.yaml"
-    config.write_text(f"model: {root / 'model'}\ndata: {root / 'data'}\nbenchmarks: xlsum\nlanguages: fr\n")
-    main([str(config), "--out", str(tmp_path / "out"), "--max_new_tokens", "2", "--device", "cpu"])
-    assert "XLSum: ROUGE-L (percent)" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"model": ""}, "model: expected --model"),
-        ({"model": "nowhere"}, "model: expected the output folder of train.sft"),
-        ({"model": "{bare}"}, "connection: expected a patched model with a Transform Matrix"),
-        ({"mode": "english"}, "mode: expected some of vanilla, off, matrix, got 'english'"),
-        ({"mode": ""}, "mode: expected some of vanilla, off, matrix, got ''"),
-        ({"benchmarks": "xnli,glue"}, "benchmarks: expected some of xnli, .*, got 'glue'"),
-        ({"benchmarks": "xnli", "languages": "ja"}, "languages: expected some of ar, .*, got 'ja'"),
-        ({"data": "nowhere"}, "data: expected a file xnli.jsonl in 'nowhere', found none"),
-        ({"limit": 0}, "limit: expected a positive number, got 0"),
-        ({"batch_size": 0}, "batch_size: expected a positive number, got 0"),
-        ({"engine_options": "{}"}, "engine_options: expected none with --engine hf, got '{}'"),
-        ({"engine": "vllm", "device": "cpu"}, "device: expected auto with --engine vllm, which finds its own, got 'cp"),
-        ({"engine": "vllm", "engine_options": '{"seed": 1}'}, "engine_options: expected some of tensor.*, got 'seed'"),
-        ({"engine": "vllm", "engine_options": "8"}, "engine_options: expected a JSON object, got '8'"),
-        ({"engine": "vllm"}, "vllm: not installed, or it cannot be loaded"),
-    ],
-)
-def test_errors(root, tmp_path, monkeypatch, changed, message):
-    monkeypatch.setitem(sys.modules, "vllm", None)
-    if "{bare}" in changed.values():
-        changed = {"model": str(write_model(tmp_path / "bare", matrix=False))}
-    arguments = {"model": str(root / "model"), "data": str(root / "data"), "out": str(tmp_path / "out")}
-    arguments |= {"benchmarks": "xnli", **changed}
-    with pytest.raises(SystemExit, match=f"train.evaluate: {message}"):
-        main([part for name, value in arguments.items() for part in (f"--{name}", str(value))])
-
-
-@pytest.mark.skipif(not SAMPLE.is_dir(), reason="the sample of real rows is not beside the checkout")
-def test_real_rows(tmp_path):
-    """All rows of the real sample, in all languages; the prompts are the paper's."""
-    summary = run_evaluate(
-        EvaluateArguments(
-            str(write_model(tmp_path / "model")),
-            **{"data": str(SAMPLE), "out": str(tmp_path / "out"), "mode": "matrix"},
-            **{"max_length": 96, "max_new_tokens": 2, "batch_size": 64},
-        )
-    )
-    assert {benchmark: part["lines"][-1]["rows"] for benchmark, part in summary.items()} == dict.fromkeys(summary, 200)
-    for benchmark in summary:
-        rows = [json.loads(line) for line in (SAMPLE / f"{benchmark}.jsonl").read_text(encoding="utf-8").splitlines()]
-        for row in rows:
-            template = prompts()[benchmark][row["language"]]
-            start, end = template.split("{", 1)[0], template.rsplit("}", 1)[1]
-            assert row["prompt"].startswith(start)
-            assert row["prompt"].endswith(end)

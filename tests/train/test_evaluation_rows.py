@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from train.evaluate import EvaluateArguments, run_evaluate
+
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install 'cc-tuning[eval]')")
 
-from evaluation_data import made_rows, write_data
+from evaluation_data import made_rows, write_data, write_model
 
 from train.evaluation import hub
 from train.evaluation.benchmarks import BENCHMARKS, chosen, languages_of, prompts
@@ -199,3 +201,23 @@ def test_the_prompts_are_those_of_the_sample(name):
             assert template.format(**whole.fullmatch(row["prompt"]).groupdict()) == row["prompt"]
             count += 1
     assert count == 200
+
+
+@pytest.mark.skipif(not SAMPLE.is_dir(), reason="the sample of real rows is not beside the checkout")
+def test_real_rows(tmp_path):
+    """All rows of the real sample, in all languages; the prompts are the paper's."""
+    summary = run_evaluate(
+        EvaluateArguments(
+            str(write_model(tmp_path / "model")),
+            **{"data": str(SAMPLE), "out": str(tmp_path / "out"), "mode": "matrix"},
+            **{"max_length": 96, "max_new_tokens": 2, "batch_size": 64},
+        )
+    )
+    assert {benchmark: part["lines"][-1]["rows"] for benchmark, part in summary.items()} == dict.fromkeys(summary, 200)
+    for benchmark in summary:
+        rows = [json.loads(line) for line in (SAMPLE / f"{benchmark}.jsonl").read_text(encoding="utf-8").splitlines()]
+        for row in rows:
+            template = prompts()[benchmark][row["language"]]
+            start, end = template.split("{", 1)[0], template.rsplit("}", 1)[1]
+            assert row["prompt"].startswith(start)
+            assert row["prompt"].endswith(end)

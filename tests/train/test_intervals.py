@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from train.evaluation.benchmarks import languages_of
 from train.evaluation.intervals import paired_difference
+from train.evaluation.summary import summarise
 
 
 def brute(groups, others, resamples=4000, seed=7):
@@ -59,3 +61,25 @@ def test_the_seed_and_the_confidence():
 def test_errors(scores, others, message):
     with pytest.raises(ValueError, match=message):
         paired_difference(scores, others)
+
+
+def test_translations_are_redrawn_together():
+    """Ten languages of the same 40 questions are not 400 questions."""
+    scores = np.random.default_rng(0).integers(0, 2, (2, 40)).astype(float)
+
+    def mean_interval(ids):
+        given = [
+            {
+                **{"benchmark": "mkqa", "language": language, "mode": mode},
+                "results": [{"id": ids(number, language), "f1": score, "exact_match": 0.0} for number, score in rows],
+            }
+            for mode, rows in zip(("off", "matrix"), (list(enumerate(row)) for row in scores))
+            for language in languages_of("mkqa")
+        ]
+        *lines, mean = summarise(given)["mkqa"]["lines"]
+        return lines[0]["differences"]["off"], mean["differences"]["off"]
+
+    one, together = mean_interval(lambda number, language: str(number))
+    assert together == pytest.approx(one)
+    one, apart = mean_interval(lambda number, language: f"{language} {number}")
+    assert apart[2] - apart[1] < 0.5 * (one[2] - one[1])

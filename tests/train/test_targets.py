@@ -1,12 +1,12 @@
 """A teacher's distributions as targets: divergence and gradient, their place in a batch, loss, commands."""
 
 import json
-from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-import yaml
+from divergence_reference import reference
+from tiny_llama import SCRATCH
 from torch.nn import functional as F
 
 from cc_model import patch_model
@@ -15,73 +15,19 @@ from cc_model.integrations.trainer import CCTrainer, PlainCollator
 from cc_model.testing import tiny_model
 from train import distil as command
 from train.common.arguments import SftArguments
-from train.common.english_in_prompt import with_english
 from train.common.models import new_tokenizer
 from train.common.training import make_trainer
 from train.distil import main as distil
 from train.distillation.store import AnswerFile
-from train.distillation.targets import COLUMN, TargetCollator, TargetTrainer, answer_targets, divergence, with_targets
+from train.distillation.targets import COLUMN, TargetCollator, TargetTrainer, answer_targets, with_targets
 from train.distillation.teacher import Answer, Targets
-from train.experiment import teaching
-from train.experiment.data import load
-from train.experiment.job import run_job
-from train.experiment.settings import Condition, read_settings
 from train.sft import main as sft
 
-SCRATCH = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
-SCRATCH |= {"num_attention_heads": 2, "num_key_value_heads": 2, "initializer_range": 0.3}
 ROWS = [
     {"instruction": "Hauptstadt?", "instruction_en": "Capital?", "output": "Paris"},
     {"instruction": "Wie heißt das Geld in Japan?", "instruction_en": "Money in Japan?", "output": "Yen und Sen"},
     {"instruction": "Hallo", "instruction_en": "", "output": "Tag"},
 ]
-
-
-def reference(logits, top, log_probs):
-    """KL over k + 1 buckets, spelled out in fp64."""
-    student = logits.double().softmax(-1)
-    found = []
-    for line, ids, values in zip(student, top, log_probs.double()):
-        others = [token for token in range(len(line)) if token not in ids.tolist()]
-        q = torch.cat([line[ids], line[others].sum()[None]])
-        p = torch.cat([values.exp(), (1 - values.exp().sum()).clamp(min=0)[None]])
-        found.append(sum(a * (a / b).log() for a, b in zip(p, q) if a > 0))
-    return torch.stack(found)
-
-
-def some_targets(count, vocabulary, k, dtype=torch.float32):
-    teacher = torch.randn(count, vocabulary).mul(3).log_softmax(-1)
-    values, ids = teacher.topk(k)
-    logits = torch.randn(count, vocabulary).mul(4).to(dtype).requires_grad_()
-    return logits, ids, values
-
-
-@pytest.mark.parametrize(
-    ("k", "dtype"), [(1, torch.float32), (5, torch.float32), (10, torch.float32), (5, torch.bfloat16)]
-)
-def test_divergence_and_its_gradient(k, dtype):
-    torch.manual_seed(0)
-    logits, ids, values = some_targets(6, 11, k, dtype)
-    scale = torch.rand(6)
-    found = divergence(logits, ids, values)
-    assert found.dtype == torch.float32
-    assert (found > 0).all()
-    (gradient,) = torch.autograd.grad((found * scale).sum(), logits)
-    expected = reference(logits, ids, values)
-    (wanted,) = torch.autograd.grad((expected * scale).sum(), logits)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(gradient, wanted, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-5)
-
-
-def test_divergence_of_a_sure_teacher_is_finite():
-    """Nothing is left for the others, and the student gives them nothing, too."""
-    logits = torch.tensor([[200.0, 0.0, 0.0, 0.0]], requires_grad=True)
-    found = divergence(logits, torch.tensor([[0, 1]]), torch.tensor([[0.0, -torch.inf]]).clamp(min=-1e4))
-    assert found.item() == pytest.approx(0.0, abs=1e-6)
-    found.sum().backward()
-    assert logits.grad.isfinite().all()
-    sure = divergence(torch.zeros(1, 4, requires_grad=True), torch.tensor([[2]]), torch.zeros(1, 1))
-    assert sure.item() == pytest.approx(torch.tensor(4.0).log().item(), abs=1e-6)  # the text's cross-entropy
 
 
 @pytest.mark.parametrize("patched", [True, False])
@@ -309,68 +255,3 @@ def test_distil_refuses(folder, tmp_path, arguments, message):
     with pytest.raises(SystemExit, match=message):
         ask(folder, tmp_path, "--targets", "distribution", "--dataset", str(folder / "rows.jsonl"), *arguments)
     assert not (tmp_path / "answers.jsonl").exists()
-
-
-TINY = {
-    **{"scratch": SCRATCH, "vocab_size": 400, "languages": ["en", "de"], "relations": ["currency"], "seeds": [0]},
-    **{"steps": 2, "batch_size": 4, "max_length": 96, "questions": 4, "eval_batch_size": 32},
-    "conditions": {"vanilla": {"method": "vanilla"}, "cc": {}, "both": {"method": "both"}},
-}
-
-
-@pytest.mark.parametrize("teacher", ["cc", "both", "vanilla"])
-def test_the_experiment_trains_the_teacher_again(tmp_path, teacher, monkeypatch):
-    student = {"method": "vanilla", "teacher": teacher, "top": 3, "keep": 0.5, "text_weight": 0.5}
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump({**TINY, "conditions": {**TINY["conditions"], "student": student}}))
-    settings = read_settings(path)
-    result = run_job(settings, teacher, 0)
-    seen = []
-    monkeypatch.setattr(teaching, "TargetTrainer", lambda **options: seen.append(options) or TargetTrainer(**options))
-    read = []
-
-    def watched(model, collator, rows, answers, top, pivot):
-        read.append((list(rows), pivot))
-        return with_targets(model, collator, rows, answers, top, pivot)
-
-    monkeypatch.setattr(teaching, "with_targets", watched)
-    run_job(settings, "student", 0, result)
-    [options] = seen
-    data = load(settings, 0)
-    assert {pivot for _, pivot in read} == {teacher == "cc"}
-    assert read[0][0] == (with_english(data.prompts) if teacher == "both" else data.prompts)
-    rows, targets = options["train_dataset"], options["targets"]
-    assert options["text_weight"] == 0.5
-    assert targets[: len(data.train)] == [None] * len(data.train)
-    assert len(targets) == len(rows) == len(data.train) + round(len(data.prompts) / 2)
-    assert all(len(found.top[0]) == 3 for found in targets[len(data.train) :])
-    other = {**result, "answers": [["other", *answer[1:]] for answer in result["answers"]]}
-    with pytest.raises(
-        ValueError, match=f"teacher: expected the answers of {teacher} from the same training, got others"
-    ):
-        run_job(settings, "student", 0, other)
-    alone = replace(
-        settings, conditions={**settings.conditions, "student": Condition("vanilla", teacher=teacher, keep=0.5)}
-    )
-    assert alone.fingerprint("student") != settings.fingerprint("student")
-
-
-@pytest.mark.parametrize(
-    ("condition", "message"),
-    [
-        (
-            {"method": "vanilla", "top": 3},
-            "top: expected a positive number, .* got 3 with method vanilla and teacher None",
-        ),
-        ({"method": "vanilla", "top": 3, "teacher": "truth"}, "top: expected a positive number, .* teacher truth"),
-        ({"top": 3, "teacher": "both"}, "top: expected a positive number, .* got 3 with method cc and teacher both"),
-        ({"method": "vanilla", "top": 0, "teacher": "both"}, "top: expected a positive number, .* got 0 with method"),
-        ({"method": "vanilla", "teacher": "both", "text_weight": 0.5}, "text_weight: expected .* with top, got 0.5"),
-        ({"method": "vanilla", "teacher": "both", "top": 2, "text_weight": 2}, "text_weight: expected .* got 2"),
-    ],
-)
-def test_wrong_conditions(condition, message, tmp_path):
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump({**TINY, "conditions": {**TINY["conditions"], "odd": condition}}))
-    with pytest.raises(ValueError, match=f"odd: {message}"):
-        read_settings(path)

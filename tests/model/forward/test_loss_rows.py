@@ -7,7 +7,7 @@ import torch
 from model_pairs import assert_same_gradients, batch, gradients, gumbel, pair
 from oracle import training_forward
 from packed_rows import packed
-from shared_pivots import loss_rows_of
+from shared_pivots import loss_rows_of, with_rows
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure.counting import OpCounter
@@ -21,10 +21,6 @@ def step(model, data, **extra):
     output = model(**data, **extra)
     output.loss.backward()
     return output, gradients(model)
-
-
-def with_rows(data, pad=2):
-    return {**data, "loss_rows": loss_rows_of(data["labels"], pad)}
 
 
 def assert_same_step(model, data, pad=2, **extra):
@@ -289,37 +285,6 @@ def test_compiled(what, fresh_compiler):
         output.loss.backward()
         torch.testing.assert_close(output.loss, expected.loss, rtol=0, atol=1e-5)
         assert_same_gradients(gradients(model), gradients_expected, tolerance=1e-5)
-
-
-ERRORS = {
-    "type": ({"loss_rows": [1, 2]}, TypeError, "loss_rows: expected a tensor, got list"),
-    "dtype": ({"loss_rows": torch.ones(4)}, TypeError, "loss_rows: expected int64 or int32, got torch.float32"),
-    "bool": ({"loss_rows": torch.ones(4, dtype=torch.bool)}, TypeError, "loss_rows: expected int64 or int32, got"),
-    "shape": (
-        {"loss_rows": torch.ones(3, 12, dtype=torch.long)},
-        ValueError,
-        r"loss_rows: expected shape \(K,\), got \(3, 12\)",
-    ),
-    "shifted": (
-        {"shift_labels": torch.ones(3, 12, dtype=torch.long)},
-        ValueError,
-        "shift_labels: expected none together with loss_rows",
-    ),
-    "kept": ({"logits_to_keep": 4}, ValueError, "logits_to_keep: expected none together with loss_rows"),
-    "kept rows": (
-        {"logits_to_keep": torch.tensor([1, 2])},
-        ValueError,
-        "logits_to_keep: expected none together with loss_rows",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", ERRORS)
-def test_errors(case):
-    changes, error, message = ERRORS[case]
-    _, model = pair()
-    with pytest.raises(error, match=message):
-        model.train()(**{**with_rows(batch()), **changes})
 
 
 def test_keeping_all_logits_is_no_conflict():

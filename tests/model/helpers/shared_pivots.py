@@ -45,6 +45,11 @@ def loss_rows_of(labels: torch.Tensor, pad: int = 0) -> torch.Tensor:
     return torch.tensor(found + [-1] * pad, dtype=torch.long)
 
 
+def with_rows(data: dict[str, torch.Tensor], pad: int = 2) -> dict[str, torch.Tensor]:
+    """A batch with the `loss_rows` of its labels."""
+    return {**data, "loss_rows": loss_rows_of(data["labels"], pad)}
+
+
 def _rolled(value: torch.Tensor) -> torch.Tensor:
     if value.ndim == 1:
         return value

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 import torch
 from adapters import PROJECTIONS, adapted, cc_of, fill, lora, peft
 from model_pairs import assert_same_gradients, batch, gumbel, pair
 from oracle import training_forward
 from safetensors.torch import load_file, save_file
-from torch import nn
 
-from cc_model import CCConfig, fit_transform_matrix, from_pretrained, patch_model, report
+from cc_model import CCConfig, fit_transform_matrix, from_pretrained, patch_model
 from cc_model.integrations.peft import load_adapter
 from cc_model.testing import random_matrix, tiny_model
 
@@ -208,34 +205,6 @@ def test_frozen_adapter_stays_frozen_when_patched(tmp_path):
     assert not any(parameter.requires_grad for parameter in wrapped.parameters())
 
 
-def test_saved_decision_maker_that_was_not_loaded_warns(tmp_path, caplog):
-    _, wrapped = adapted()
-    wrapped.save_pretrained(tmp_path)
-    loaded = peft.PeftModel.from_pretrained(tiny_model(), tmp_path)
-    with caplog.at_level(logging.WARNING, "cc_model"):
-        patch_model(loaded)
-    assert "names the Decision Maker, but was put on a model without one" in caplog.text
-
-
-class OtherWrapper(nn.Module):
-    """An adapter without the list of modules that it saves, as PEFT had for prompt tuning."""
-
-    def __init__(self, base):
-        super().__init__()
-        self.base = base
-
-    def get_base_model(self):
-        return self.base
-
-
-def test_adapter_that_saves_no_modules_warns(caplog):
-    wrapped = OtherWrapper(tiny_model())
-    with caplog.at_level(logging.WARNING, "cc_model"):
-        patch_model(wrapped)
-        patch_model(wrapped)
-    assert caplog.text.count("OtherWrapper saves no modules of the model") == 1
-
-
 @pytest.mark.parametrize("order", ORDERS)
 def test_prompt_tuning(order, tmp_path):
     """Virtual tokens move the labels, and with them the default connection index."""
@@ -263,23 +232,6 @@ def test_prompt_tuning(order, tmp_path):
     wrapped.save_pretrained(tmp_path)
     again = load_adapter(tiny_model(initializer_range=0.15), tmp_path)
     assert torch.equal(logits(again), logits(wrapped))
-
-
-def test_frozen_decision_maker_warns(caplog):
-    _, model = pair()
-    wrapped = peft.get_peft_model(model, lora(modules_to_save=None)).train()
-    with caplog.at_level(logging.WARNING, "cc_model"):
-        wrapped(**batch())
-    assert "modules_to_save=['decision_maker']" in caplog.text
-    assert "the Decision Maker is frozen" in str(report(model))
-
-
-def test_a_decision_maker_that_an_adapter_trains_is_not_called_frozen(caplog):
-    _, model = pair()
-    wrapped = peft.get_peft_model(model, lora()).train()
-    with caplog.at_level(logging.WARNING, "cc_model"):
-        wrapped(**batch())
-    assert "frozen" not in caplog.text
 
 
 def test_wrapped_connection_raises():
