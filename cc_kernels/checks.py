@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_float(name: str, tensor: object, ndim: int | None = None) -> torch.Tensor:
-    """`tensor` as a floating-point tensor of `ndim` dimensions (any when None), or an error that names it."""
+    """`tensor` as a dense tensor of 16, 32 or 64-bit floats of `ndim` dimensions (any when None), or an error."""
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
-    if not tensor.is_floating_point():
-        raise TypeError(f"{name}: expected a floating-point dtype, got {tensor.dtype}")
+    if tensor.dtype not in _FLOATS:
+        bits = " of 16, 32 or 64 bits" if tensor.is_floating_point() else ""
+        raise TypeError(f"{name}: expected a floating-point dtype{bits}, got {tensor.dtype}")
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got the layout {tensor.layout}")
     if ndim is not None and tensor.ndim != ndim:
         raise ValueError(f"{name}: expected {ndim} dimensions, got shape {tuple(tensor.shape)}")
     return tensor
@@ -49,6 +56,20 @@ def check_rows(
         raise ValueError(f"{name}: expected {count} indices, got {rows.shape[0]}")
     check_device(name, rows, like_name, like)
     return rows
+
+
+def check_own_memory(name: str, tensor: torch.Tensor, when: str = "") -> None:
+    """Raise when elements of the matrix `tensor`, which is written to, share memory; `when` ends the message."""
+    (count, width), (step, stride) = tensor.shape, tensor.stride()
+    if count < 2 or tensor.is_contiguous():
+        return
+    # (i, j) and (i + a, j − b) share memory where a · step = b · stride; the smallest such a and b are these.
+    shared = step == 0
+    if not (shared or torch.compiler.is_compiling()):
+        common = math.gcd(step, stride)
+        shared = stride // common < count and step // common < width
+    if shared:
+        raise ValueError(f"{name}: expected rows of their own memory{when}, got strides {tensor.stride()}")
 
 
 def check_inference(op: str, **tensors: torch.Tensor) -> None:

@@ -6,11 +6,14 @@ function exists in both forms.
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from einops import einsum
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from cc_kernels.library import is_transformed
 
@@ -18,6 +21,23 @@ from cc_kernels.library import is_transformed
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which arithmetic on `dtype` is done: fp32 for the 16-bit types, else `dtype` itself."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def exact(function: Function) -> Function:
+    """`function` outside autocast, which would round what its matmuls read and what they give to 16 bits."""
+
+    @functools.wraps(function)
+    def run(*arguments: Any, **named: Any) -> Any:
+        device = next(x.device.type for x in arguments if isinstance(x, Tensor))
+        if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+            return function(*arguments, **named)
+        with torch.autocast(device, enabled=False):
+            return function(*arguments, **named)
+
+    return run  # type: ignore[return-value]
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -58,6 +78,8 @@ class _SelectRow(torch.autograd.Function):
         return bank[index, source]
 
     @staticmethod
+    @once_differentiable
+    @exact
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         bank, index, source = ctx.saved_tensors
         wide = wide_dtype(bank.dtype)
@@ -99,4 +121,4 @@ def select_row(bank: Tensor, weights: Tensor, index: Tensor, source: Tensor, sha
     return (_TransformedSelectRow if is_transformed() else _SelectRow).apply(bank, weights, index, source, shared)
 
 
-__all__ = ["select_row", "straight_through", "wide_dtype"]
+__all__ = ["exact", "select_row", "straight_through", "wide_dtype"]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import einsum, rearrange, reduce
 from torch import Tensor
 
-from cc_kernels.functions import select_row, straight_through, wide_dtype
+from cc_kernels.functions import exact, select_row, straight_through, wide_dtype
 from cc_kernels.library import is_transformed
 
 
@@ -54,6 +54,7 @@ def _gelu_name(tanh: bool) -> str:
 
 def capture_rows(x: Tensor, rows: Tensor, assume_valid: bool = False) -> Tensor:
     """`out[k] = x[rows[k]]`, a zero row where `rows[k]` is −1."""
+    rows = rows.long()  # PyTorch adds the gradients of repeated int32 indices in 16 bits
     if assume_valid:
         return x.index_select(0, rows)
     if x.shape[0] == 0:  # only −1 can be asked of a tensor without rows; the empty sum keeps x in the graph
@@ -69,6 +70,7 @@ def capture_rows_through(x: Tensor, rows: Tensor, assume_valid: bool = False) ->
 
 def capture_rows_backward(grad: Tensor, rows: Tensor, base: Tensor | None, length: int) -> Tensor:
     """The gradient of x: `base`, zeros of `length` rows when None, with the rows of `grad` added."""
+    rows = rows.long()
     out = grad.new_zeros(length, grad.shape[1]) if base is None else base.clone()
     return out if length == 0 else out.index_add_(0, rows.clamp(min=0), torch.where((rows >= 0)[:, None], grad, 0.0))
 
@@ -188,6 +190,7 @@ def _choose(
     return _filled(weights, reads), index
 
 
+@exact
 def decide(
     bank: Tensor,
     embeds: Tensor,
@@ -202,6 +205,7 @@ def decide(
     return _choose(bank, embeds, weight, noise, temperature, hard, bank_weight, reads_of(rows))[0]
 
 
+@exact
 def connect(
     bank: Tensor,
     embeds: Tensor,
@@ -215,13 +219,11 @@ def connect(
     """`decide`, then `update[k] = Σ_l weights[k,l] bank[l, rows[k]]`; when `hard`, the chosen row itself."""
     reads = reads_of(rows)
     weights, index = _choose(bank, embeds, weight, noise, temperature, hard, bank_weight, reads)
-    if index is None:
+    if index is None or bank.shape[1] == 0:  # in an empty bank every row is −1: a sum of zeros, in the graph of all
         mixed = einsum(weights, read_bank(bank.to(weights.dtype), rows), "k l, l k d -> k d")
         return mixed.to(bank.dtype), weights
     if reads is None:
         return select_row(bank, weights, index, torch.arange(bank.shape[1], device=bank.device), False), weights
-    if bank.shape[1] == 0:  # nothing to read: every row is −1
-        return read_bank(bank[:1], rows)[0], weights
     return _filled(select_row(bank, weights, index, reads.source, True), reads), weights
 
 
@@ -247,6 +249,7 @@ def decision(
     return update if with_update else update.new_empty(0), weights, soft, vector
 
 
+@exact
 def decision_backward(
     grad_update: Tensor | None,
     grad_weights: Tensor | None,
@@ -281,6 +284,7 @@ def decision_backward(
     return grad_logits, grad_embeds, grad_bank, grad_weight
 
 
+@exact
 def transform_rows(values: Tensor, matrix: Tensor, layers: Tensor | None = None) -> Tensor:
     """`values @ matrix`, or each row with the matrix of its layer; matmuls accumulate in fp32 and round once."""
     if layers is None:
@@ -288,6 +292,7 @@ def transform_rows(values: Tensor, matrix: Tensor, layers: Tensor | None = None)
     return torch.bmm(values[:, None], matrix.index_select(0, layers))[:, 0]
 
 
+@exact
 def gate_up_swiglu(x: Tensor, w_gate: Tensor, w_up: Tensor) -> Tensor:
     """`silu(x W_gᵀ) * (x W_uᵀ)`; each matmul accumulates in fp32 and rounds once."""
     return swiglu(F.linear(x, w_gate), F.linear(x, w_up))

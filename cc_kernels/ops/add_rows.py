@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cc_kernels import reference
 from cc_kernels.backend import register_triton
-from cc_kernels.checks import check_device, check_float, check_rows, check_shape
+from cc_kernels.checks import check_device, check_float, check_own_memory, check_rows, check_shape
 from cc_kernels.launch import (
     HAS_TRITON,
     arithmetic_dtype,
@@ -170,8 +170,8 @@ def _check(x: Tensor, rows: Tensor, values: Tensor, inplace: bool) -> None:
     check_rows("rows", rows, x, count=values.shape[0])
     check_shape("values", values, (rows.shape[0], x.shape[1]), "(K, d)")
     check_device("values", values, "x", x)
-    if inplace and x.shape[0] > 1 and x.stride(0) == 0:
-        raise ValueError(f"x: expected rows of their own memory for inplace=True, got strides {x.stride()}")
+    if inplace:
+        check_own_memory("x", x, " for inplace=True")
 
 
 _op = Op("add_rows", _check, reference.add_rows, _without_gradients)

@@ -15,7 +15,15 @@ from torch import Tensor
 
 from cc_kernels import reference
 from cc_kernels.backend import register_triton
-from cc_kernels.checks import check_device, check_float, check_inference, check_rows, check_same, check_shape
+from cc_kernels.checks import (
+    check_device,
+    check_float,
+    check_inference,
+    check_own_memory,
+    check_rows,
+    check_same,
+    check_shape,
+)
 from cc_kernels.launch import (
     HAS_TRITON,
     arithmetic_dtype,
@@ -118,9 +126,8 @@ def _check(x: Tensor, bank: Tensor, captured: Tensor, added: Tensor, update: Ten
     check_rows("captured", captured, x, count=bank.shape[0])
     check_rows("added", added, x, count=bank.shape[0])
     check_same("added", added, "captured", captured)
-    for name, tensor in (("x", x), ("bank", bank)):
-        if tensor.shape[0] > 1 and tensor.stride(0) == 0:
-            raise ValueError(f"{name}: expected rows of their own memory, got strides {tensor.stride()}")
+    check_own_memory("x", x)
+    check_own_memory("bank", bank)
     check_inference("capture_add_rows_", x=x, bank=bank, update=update)
 
 

@@ -13,6 +13,7 @@ Shapes: bank V `(L, K, d)` (`(L, P, d)` with `rows`), embeds e `(K, d)`, weight 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from cc_kernels import reference
@@ -51,6 +52,8 @@ def check_decision(
         folded = (width, layers) if bank_weight.ndim == 2 else (layers, width, layers)
         check_shape("bank_weight", bank_weight, folded, "(d, L)" if bank_weight.ndim == 2 else "(L, d, L)")
         check_device("bank_weight", bank_weight, "bank", bank)
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float, torch.SymInt, torch.SymFloat)):
+        raise TypeError(f"temperature: expected a number, got {type(temperature).__name__}")
     if not temperature > 0:
         raise ValueError(f"temperature: expected a number above 0, got {temperature!r}")
 
@@ -92,8 +95,8 @@ def decide(
         `(K, L)`, fp32, or fp64 when `bank` is fp64. Each row sums to 1, and to 0 where `rows` is −1.
 
     Raises:
-        TypeError: an argument is no floating-point tensor (`rows`: no int64 or int32 tensor), or the dtypes of bank
-            and embeds differ.
+        TypeError: an argument is no floating-point tensor (`rows`: no int64 or int32 tensor), the dtypes of bank
+            and embeds differ, or the temperature is no number.
         ValueError: wrong shape, different devices, or a temperature that is not above 0.
 
     Source: CC-Tuning section 3.2; Gumbel softmax: Jang et al. 2017, arXiv 1611.01144.

@@ -146,7 +146,15 @@ def test_errors(x, rows, values, error, message):
         add_rows(x, rows, values)
 
 
-def test_inplace_into_shared_rows_raises():
-    shared = torch.ones(1, 2).expand(3, 2)
-    with pytest.raises(ValueError, match=r"x: expected rows of their own memory .* got strides \(0, 1\)"):
-        add_rows(shared, ROW, ONES[:1], inplace=True)
+@pytest.mark.parametrize("strides", [(0, 1), (2, 1), (1, 0), (1, 1), (4, 2)], ids=str)
+def test_inplace_into_shared_rows_raises(strides):
+    shared = torch.ones(20).as_strided((3, 3), strides)
+    with pytest.raises(ValueError, match=rf"x: expected rows of their own memory .* got strides \({strides[0]}, "):
+        add_rows(shared, ROW, torch.ones(1, 3), inplace=True)
+
+
+@pytest.mark.parametrize("strides", [(3, 1), (1, 3), (5, 1), (2, 3), (6, 2)], ids=str)
+def test_inplace_into_rows_of_their_own(strides):
+    memory = torch.zeros(20)
+    add_rows(memory.as_strided((3, 3), strides), torch.tensor([1]), torch.ones(1, 3), inplace=True)
+    assert memory.sum() == 3

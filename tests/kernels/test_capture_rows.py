@@ -1,6 +1,6 @@
 import pytest
 import torch
-from kernel_harness import BACKEND, DTYPES, check_compiled, check_op, index, layouts, needs_triton, randn
+from kernel_harness import BACKEND, DEVICE, DTYPES, check_compiled, check_op, index, layouts, needs_triton, randn
 
 from cc_kernels import capture_rows, reference, use_backend
 from cc_kernels.launch import power_of_two, row_config
@@ -118,3 +118,18 @@ def test_configuration(width, element_size, warp_size):
 def test_errors(op, x, rows, error, message):
     with pytest.raises(error, match=message):
         op(x, rows)
+
+
+def through(x, rows):
+    return capture_rows_through(x, rows)[1]
+
+
+@pytest.mark.parametrize("op", [capture_rows, through], ids=["rows", "through"])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64], ids=str)
+def test_gradients_of_repeated_rows_are_rounded_once(op, dtype):
+    x = torch.zeros(3, 2, dtype=torch.bfloat16, device=DEVICE, requires_grad=True)
+    tenth = torch.full((256, 2), 0.1, dtype=torch.bfloat16, device=DEVICE)
+    with use_backend(BACKEND):
+        op(x, torch.ones(256, dtype=dtype, device=DEVICE)).backward(tenth)
+    assert x.grad is not None
+    assert torch.equal(x.grad[1], tenth.double().sum(0).bfloat16())

@@ -273,3 +273,11 @@ def test_hard_update_has_no_rounding_error():
     exact = (weights.T[:, :, None].double() * bank.double()).sum(0)
     assert_close("update", update, exact.half(), exact)
     assert torch.equal(update.double(), exact)
+
+
+def test_second_derivatives_of_a_chosen_row_raise():
+    bank, embeds, weight, _ = inputs(4, 2, 20)
+    with use_backend(BACKEND):
+        (first,) = torch.autograd.grad(connect(bank, embeds, weight)[0].pow(2).sum(), bank, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"twice|second derivatives are not supported"):
+        first.sum().backward()

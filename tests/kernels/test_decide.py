@@ -138,6 +138,7 @@ def test_configuration(model, rows, element_size, gpu):
 
 V, E, W, G = torch.zeros(3, 2, 4), torch.zeros(2, 4), torch.zeros(3, 4), torch.zeros(2, 3)
 META = torch.device("meta")
+F8 = torch.float8_e4m3fn
 ERRORS = [
     ({"bank": None}, TypeError, r"bank: expected a tensor, got NoneType"),
     ({"bank": V.long()}, TypeError, r"bank: expected a floating-point dtype, got torch.int64"),
@@ -157,6 +158,11 @@ ERRORS = [
     ({"noise": G.T}, ValueError, r"noise: expected shape \(K, L\) = \(2, 3\), got \(3, 2\)"),
     ({"noise": G.long()}, TypeError, r"noise: expected a floating-point dtype, got torch.int64"),
     ({"noise": G.to(META)}, ValueError, r"noise: expected the device of bank, cpu, got meta"),
+    ({"bank": V.to_sparse()}, TypeError, r"bank: expected a dense tensor, got the layout torch.sparse_coo"),
+    ({"bank": V.to(F8)}, TypeError, r"bank: expected a floating-point dtype of 16, 32 or 64 bits, got torch.float8"),
+    ({"temperature": "1"}, TypeError, r"temperature: expected a number, got str"),
+    ({"temperature": torch.tensor(1.0)}, TypeError, r"temperature: expected a number, got Tensor"),
+    ({"temperature": True}, TypeError, r"temperature: expected a number, got bool"),
     ({"temperature": 0.0}, ValueError, r"temperature: expected a number above 0, got 0.0"),
     ({"temperature": float("nan")}, ValueError, r"temperature: expected a number above 0, got nan"),
     ({"bank_weight": W}, ValueError, r"bank_weight: expected shape \(d, L\) = \(4, 3\), got \(3, 4\)"),

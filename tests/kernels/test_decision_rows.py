@@ -238,3 +238,15 @@ READ = torch.tensor([0, 1, 1, -1, 0])
 def test_errors(op, changed, error, message):
     with pytest.raises(error, match=message):
         op(**{"bank": V, "embeds": E, "weight": W, "rows": READ, **changed})
+
+
+@HARD
+def test_gradients_of_an_empty_bank_are_zeros(hard):
+    """Not missing: a data-parallel wrapper waits for the gradient of every weight."""
+    bank, embeds, weight, noise, rows = given(*ROWS["nothing to read"])
+    with use_backend(BACKEND):
+        update, _ = connect(bank.detach(), embeds, weight, noise, hard=hard, rows=rows)
+    update.sum().backward()
+    for x in (embeds, weight, noise):
+        assert x.grad is not None
+        assert not x.grad.any()
