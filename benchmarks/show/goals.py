@@ -42,7 +42,7 @@ class Goal:
         """
         if self.unit == "%":
             return f"{value:.1%}".replace("%", " %")
-        return f"{value:.1f} {self.unit}" if self.unit in ("µs", "×") else f"{value:.3g}"
+        return f"{value:.1f} {self.unit}" if self.unit == "µs" else f"{value:.3g} {self.unit}".rstrip()
 
     def is_met(self, value: float) -> bool:
         """Whether `value` reaches the bound."""

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from cc_kernels import reference
 from cc_kernels.backend import register_triton
-from cc_kernels.functions import exact
 from cc_kernels.launch import HAS_TRITON, empty, prepared
 from cc_kernels.library import define
 from cc_kernels.ops.decision import backward as decision_backward
@@ -36,7 +35,6 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.mark_non_differentiable(soft, vector, *(() if with_update else (update,)))
 
 
-@exact
 def _through_folded(
     grad_logits: Tensor, grad_update: Tensor | None, saved: dict[str, Tensor], want_bank_weight: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
