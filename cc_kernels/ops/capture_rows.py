@@ -246,8 +246,8 @@ def capture_rows_through(x: Tensor, rows: Tensor, assume_valid: bool = False) ->
         same = x,  out[k] = x[rows[k]], a zero row where rows[k] is −1
         ∂x[n] = ∂same[n] + Σ_{k: rows[k] = n} ∂out[k]
 
-    Use `same` in the place of `x` from here on, and do not write to it. The kernel's backward then gets both gradients together and writes
-    their sum in one pass, where autograd would fill a tensor with zeros and add it.
+    Use `same` in the place of `x` from here on, and do not write to it. The kernel's backward then gets both gradients
+    together and writes their sum in one pass, where autograd would fill a tensor with zeros and add it.
 
     Args:
         x: `(N, d)`, floating point.
