@@ -54,11 +54,20 @@ BATCHES = {
 @pytest.mark.parametrize("case", BATCHES)
 def test_bad_batches(case):
     batch, error, message = BATCHES[case]
-    refused([batch], {}, error, message)
+    refused({"batches": [batch]}, error, message)
 
 
 OPTIONS = {
     "no batch": ({"batches": []}, ValueError, "batches: expected at least one usable pair"),
+    "no batches": ({"batches": 3}, TypeError, "batches: expected an iterable of dicts, got int"),
+    "ridge type": ({"ridge": "a"}, TypeError, "ridge: expected a number, got 'a'"),
+    "ridge inf": ({"ridge": float("inf")}, ValueError, "ridge: expected a finite number, 0 or more, got inf"),
+    "holdout type": ({"holdout": True}, TypeError, "holdout: expected a number, got True"),
+    "report type": ({"report_rows": 1.5}, TypeError, "report_rows: expected an int, got 1.5"),
+    "seed": ({"seed": "a"}, TypeError, "seed: expected an int, got 'a'"),
+    "per_layer": ({"per_layer": "no"}, TypeError, "per_layer: expected True or False, got 'no'"),
+    "affine": ({"affine": "no"}, TypeError, "affine: expected True or False, got 'no'"),
+    "progress": ({"progress": 0}, TypeError, "progress: expected True or False, got 0"),
     "ridge": ({"ridge": -1.0}, ValueError, "ridge: expected a finite number, 0 or more, got -1.0"),
     "holdout": ({"holdout": 1.0}, ValueError, r"holdout: expected a share in \[0, 1\), got 1.0"),
     "report": ({"report_rows": 0}, ValueError, "report_rows: expected 1 or more"),
@@ -68,14 +77,14 @@ OPTIONS = {
 @pytest.mark.parametrize("case", OPTIONS)
 def test_bad_options(case):
     options, error, message = OPTIONS[case]
-    refused(options.get("batches", [bad()]), {k: v for k, v in options.items() if k != "batches"}, error, message)
+    refused({"batches": [bad()], **options}, error, message)
 
 
-def refused(batches, options, error, message):
+def refused(options, error, message):
     _, model = pair(matrix=True)
     before = model.cc.transform_matrix.clone()
     with pytest.raises(error, match=message):
-        fit_transform_matrix(model, batches, progress=False, **options)
+        fit_transform_matrix(model, **{"progress": False, **options})
     assert torch.equal(model.cc.transform_matrix, before)
     assert not model.training
 
