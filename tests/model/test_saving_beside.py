@@ -144,7 +144,7 @@ def test_a_save_that_fails_while_it_moves(failing, links, tmp_path, monkeypatch)
     """At each file in turn: what was moved goes back."""
     _, model = pair()
     model.save_pretrained(tmp_path, **SHARDS)
-    (tmp_path / "config.json").unlink()  # so that one of the files is new
+    (tmp_path / "generation_config.json").unlink()  # so that one of the files is new
     before = contents(tmp_path)
     moves, replace = [], os.replace
 
