@@ -9,7 +9,7 @@ from oracle import capture, connected_logits, decide
 
 from cc_model import CCConfig, connection_disabled
 from cc_model.scoring import _repeats_caches, score_choices
-from cc_model.testing import random_matrix
+from cc_model.testing import random_matrix, tiny_model
 
 PROMPTS = [[9, 200, 31, 7, 88, 3], [5], [17, 17, 4]]
 CHOICES = [[[1], [2, 3, 4], [2, 3]], [[7, 8]], [[9], [9, 9, 9, 9]]]
@@ -66,9 +66,7 @@ STATES = ["lfm2", "qwen3_next", "qwen3_5_text", "qwen3_5", "jamba", "olmo_hybrid
 def test_families_whose_cache_cannot_be_repeated(family):
     """The scores are those of whole sequences, patched, unpatched and with the connection moved."""
     stock, model = made(family)
-    _, llama = pair()
     assert not _repeats_caches(model)
-    assert _repeats_caches(llama)
     one_token = [[choice[:1] for choice in row] for row in CHOICES]
     for choices in (CHOICES, one_token):
         for index in ([5, 0, 2], [2, 0, 1]):
@@ -77,6 +75,14 @@ def test_families_whose_cache_cannot_be_repeated(family):
         assert_scores(score_choices(stock, PROMPTS, choices), in_whole(stock, choices))
         with connection_disabled(model):
             assert_scores(score_choices(model, PROMPTS, choices), in_whole(stock, choices))
+
+
+def test_which_caches_can_be_repeated():
+    """MiniMax's is of its own class, also where no layer has a state."""
+    full = tiny_model("minimax", layer_types=["full_attention"] * 4)
+    assert not _repeats_caches(full)
+    assert_scores(score_choices(full, PROMPTS, CHOICES), in_whole(full, CHOICES))
+    assert all(map(_repeats_caches, (tiny_model("llama"), tiny_model("gemma2"))))
 
 
 @torch.no_grad()
