@@ -12,6 +12,32 @@ from typing import Any
 from cc_model.files import write_text
 
 
+def check_type(name: str, value: Any, kind: type | tuple[type, ...], meaning: str) -> None:
+    """Raise a TypeError that names the option unless `value` is of a `kind` of numbers or text; True is no number.
+
+    Example:
+        >>> check_type("seed", "a", int, "an int")
+        Traceback (most recent call last):
+        ...
+        TypeError: seed: expected an int, got 'a'
+    """
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise TypeError(f"{name}: expected {meaning}, got {value!r}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raise a TypeError that names the option unless `value` is True or False.
+
+    Example:
+        >>> check_flag("affine", "no")
+        Traceback (most recent call last):
+        ...
+        TypeError: affine: expected True or False, got 'no'
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+
+
 @dataclass(frozen=True)
 class CCConfig:
     """Options of the cross-lingual connection; the defaults are the published recipe.
@@ -56,22 +82,17 @@ class CCConfig:
 
     def __post_init__(self) -> None:
         """Check types and ranges."""
-        if isinstance(self.inject_layer, bool) or not isinstance(self.inject_layer, int):
-            raise TypeError(f"inject_layer: expected an int, got {self.inject_layer!r}")
+        check_type("inject_layer", self.inject_layer, int, "an int")
         if self.inject_layer < 0:
             raise ValueError(f"inject_layer: expected 0 or more, got {self.inject_layer}")
-        if isinstance(self.temperature, bool) or not isinstance(self.temperature, (int, float)):
-            raise TypeError(f"temperature: expected a number, got {self.temperature!r}")
+        check_type("temperature", self.temperature, (int, float), "a number")
         if not (self.temperature > 0 and math.isfinite(self.temperature)):
             raise ValueError(f"temperature: expected a finite number above 0, got {self.temperature}")
         for name in ("hard", "pivot_grad"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name}: expected True or False, got {getattr(self, name)!r}")
-
+            check_flag(name, getattr(self, name))
         for name in ("simulated_share", "connection_dropout"):
             share = getattr(self, name)
-            if isinstance(share, bool) or not isinstance(share, (int, float)):
-                raise TypeError(f"{name}: expected a number, got {share!r}")
+            check_type(name, share, (int, float), "a number")
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}: expected a share in [0, 1], got {share}")
 
@@ -128,7 +149,10 @@ class CCConfig:
             2
         """
         with open(path, encoding="utf-8") as file:
-            options = json.load(file)
+            try:
+                options = json.load(file)
+            except ValueError as error:  # also bytes that are no UTF-8
+                raise ValueError(f"{os.fspath(path)}: expected a JSON object, got no JSON: {error}") from error
         if not isinstance(options, dict):
             raise ValueError(f"{os.fspath(path)}: expected a JSON object, got {type(options).__name__}")
         return cls.from_dict(options)

@@ -2,7 +2,8 @@
 
 A save replaces the files that it writes, and removes what is left of an earlier save of the same weights: shards, when
 they are one file now. Weights of another `variant=`, a base model's weights beside its adapter, and all other files of
-the folder stay.
+the folder stay. While files are replaced, those without which nothing loads are away, so that a process that is killed
+then leaves no mixture of two saves that loads.
 
 The Decision Maker and the matrix stand in the model's own weights under `cc.`, so that whatever saves and loads a state
 dict (Trainer, sharding, `load_state_dict`) keeps them. The options stand in `cc_config.json`.
@@ -74,8 +75,10 @@ def save(
     """`model.save_pretrained(directory)`: the stock files, the connection's weights and `cc_config.json`.
 
     The files are written to a folder beside their place and renamed, so that an interrupted save leaves the previous
-    checkpoint as it was. Only the main process does so; other processes call the stock method unchanged. Of a model
-    with an adapter of transformers (`add_adapter`) the adapter alone is saved, as the stock method does.
+    checkpoint as it was. A process that is killed between two renames leaves a folder that does not load; what it had
+    replaced stands in `.saving-*/old` there, until the next save. Only the main process does so; other processes call
+    the stock method unchanged. Of a model with an adapter of transformers (`add_adapter`) the adapter alone is saved,
+    as the stock method does.
 
     Args:
         model: the patched model.
@@ -151,7 +154,8 @@ def _finish(
             written.add(CONFIG_FILE)
         elif options.exists() and not shared:
             stale.append(options)
-    _move_into(staging, target, stale)
+    weights_names = (f"adapter_{weights_file(variant)}", weights_index(variant), weights_file(variant))
+    _move_into(staging, target, stale, (*weights_names, "config.json"))
     return written
 
 
@@ -180,24 +184,32 @@ def _has_connection(path: Path) -> bool:
         return True
 
 
-def _move_into(staging: Path, target: Path, stale: list[Path]) -> None:
-    """Rename every file of `staging` into `target` and drop the stale ones; after an error the folder is as it was."""
+def _move_into(staging: Path, target: Path, stale: list[Path], last: tuple[str, ...]) -> None:
+    """Rename every file of `staging` into `target` and drop the stale ones; after an error the folder is as it was.
+
+    Files named in `last` come last, in that order, and what they replace goes first, the other way round.
+    """
     for path in staging.iterdir():
         if (target / path.name).is_dir() or path.is_dir():
             raise IsADirectoryError(f"save_directory: expected no folder named {path.name!r} in {target}, got one")
     backup = staging.with_name("old")
     backup.mkdir()
-    replaced: list[tuple[Path, bool]] = []
+    place = {name: index for index, name in enumerate(last)}
+    made = sorted(staging.iterdir(), key=lambda path: (place.get(path.name, -1), path.name))
+    away = sorted({*stale, *(target / path.name for path in made if path.name in place)}, key=lambda path: path.name)
+    away.sort(key=lambda path: place.get(path.name, -1), reverse=True)
+    replaced: dict[Path, bool] = {}
     try:
-        for path in sorted(staging.iterdir()):
+        for path in away:
+            replaced[path] = _keep(path, backup)
+            path.unlink(missing_ok=True)
+        for path in made:
             destination = target / path.name
-            replaced.append((destination, _keep(destination, backup)))
+            if destination not in replaced:
+                replaced[destination] = _keep(destination, backup)
             os.replace(path, destination)
-        for path in stale:
-            replaced.append((path, _keep(path, backup)))
-            path.unlink()
     except BaseException:
-        for destination, existed in replaced:
+        for destination, existed in reversed(replaced.items()):  # what went first comes back last
             if existed:
                 os.replace(backup / destination.name, destination)
             else:

@@ -1,4 +1,7 @@
-"""Log-likelihood of answers after a prompt: all choices of a prompt share one prefill, which makes the connection."""
+"""Log-likelihood of answers after a prompt: all choices of a prompt share one prefill, which makes the connection.
+
+Where the prompt's cache cannot be repeated for its choices, each runs in one forward with its prompt.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, LinearAttentionLayer
 
 from cc_model.compat import CACHE
 from cc_model.connection.adapters import has_virtual_tokens
@@ -28,7 +31,7 @@ def score_choices(
     choices: Sequence[Sequence[Sequence[int]]],
     connection_index: Sequence[int] | None = None,
 ) -> list[list[ChoiceScore]]:
-    """Score every choice of every prompt, with one prefill per prompt.
+    """Score every choice of every prompt, with one prefill per prompt where its cache can be repeated.
 
         log p(c | x) = Σ_t log softmax(logits(x, c_1 … c_{t−1}))[c_t]
 
@@ -36,10 +39,12 @@ def score_choices(
     `connection_disabled(model)` it is the plain model. The first token of each choice is scored by the prefill itself;
     the key/value cache is then repeated for the choices, which run together without another connection, each as if it
     had been generated. The result equals a forward per choice over prompt and choice with
-    `connection_index = len(prompt) − 1`.
+    `connection_index = len(prompt) − 1`. That forward is what runs, for all choices of the batch at once, where some
+    choice has several tokens and the cache cannot be repeated: linear attention, state spaces and convolutions keep a
+    state, and MiniMax a cache of its own.
 
     Args:
-        model: in evaluation mode; patched, or any causal language model of transformers.
+        model: in evaluation mode; patched, or any causal language model of transformers that takes left padding.
         prompts: B lists of token ids, of any lengths.
         choices: for each prompt its choices, as token ids.
         connection_index: for each prompt the index of the token to connect; None for the last one. Patched models only.
@@ -52,7 +57,8 @@ def score_choices(
             an adapter puts virtual tokens before the prompts.
 
     Memory: the logits `(R, C − 1, vocabulary)` and R copies of the cache, for R choices in all of at most C tokens;
-    nothing of it when every choice is one token. The caller chooses how many prompts to score at a time.
+    nothing of it when every choice is one token. Of whole sequences it is the logits from the end of the shortest
+    prompt on. The caller chooses how many prompts to score at a time.
 
     Example:
         >>> from cc_model import patch_model
@@ -64,25 +70,71 @@ def score_choices(
         ([2, 1], True)
     """
     _check(model, prompts, choices, connection_index)
-    device = model.device
     if connection_index is None and is_connected(model):
         connection_index = [len(prompt) - 1 for prompt in prompts]
-    inputs, lengths = _left_padded(prompts, connection_index, device)
     flat = [choice for row in choices for choice in row]
+    owner = [row for row, given in enumerate(choices) for _ in given]
     longer = max(map(len, flat)) > 1
+    if longer and not _repeats_caches(model):
+        total, greedy = _in_whole_sequences(model, [prompts[row] for row in owner], flat, owner, connection_index)
+    else:
+        total, greedy = _after_one_prefill(model, prompts, flat, owner, connection_index, longer)
+    scores = iter(map(ChoiceScore, total.tolist(), greedy.tolist()))
+    return [[next(scores) for _ in row] for row in choices]
+
+
+def _repeats_caches(model: Any) -> bool:
+    """Whether a prompt's cache can be repeated for its choices; layers with a state cannot select rows."""
+    layers = DynamicCache(config=model.config.get_text_config(decoder=True)).layers
+    return model._supports_default_dynamic_cache() and not any(isinstance(x, LinearAttentionLayer) for x in layers)
+
+
+def _after_one_prefill(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    choices: list[Sequence[int]],
+    owner: list[int],
+    connection_index: Sequence[int] | None,
+    longer: bool,
+) -> tuple[Tensor, Tensor]:
+    """Scores `(R,)` of `choices`, of which the r-th follows the prompt `owner[r]`; `longer`: one has several tokens."""
+    device = model.device
+    inputs, lengths = _left_padded(prompts, connection_index, device)
     cache = DynamicCache(config=model.config.get_text_config(decoder=True)) if longer else None
     if longer:
         inputs[CACHE] = cache
     logits = model(**inputs, use_cache=longer, logits_to_keep=1).logits[:, -1]
-    owner = torch.tensor([row for row, given in enumerate(choices) for _ in given], device=device)
-    targets = torch.tensor([choice[0] for choice in flat], device=device)
-    total, greedy = _scored(logits[owner][:, None], targets[:, None], torch.ones_like(targets)[:, None])
+    rows = torch.tensor(owner, device=device)
+    targets = torch.tensor([choice[0] for choice in choices], device=device)
+    total, greedy = _scored(logits[rows][:, None], targets[:, None], torch.ones_like(targets)[:, None])
     if cache is not None:
-        cache.batch_select_indices(owner)
-        further = _continue(model, cache, inputs["attention_mask"][owner], lengths[owner], flat)
+        cache.batch_select_indices(rows)
+        further = _continue(model, cache, inputs["attention_mask"][rows], lengths[rows], choices)
         total, greedy = total + further[0], greedy & further[1]
-    scores = iter(map(ChoiceScore, total.tolist(), greedy.tolist()))
-    return [[next(scores) for _ in row] for row in choices]
+    return total, greedy
+
+
+def _in_whole_sequences(
+    model: Any,
+    prompts: list[Sequence[int]],
+    choices: list[Sequence[int]],
+    owner: list[int],
+    connection_index: Sequence[int] | None,
+) -> tuple[Tensor, Tensor]:
+    """Scores `(R,)` of `choices`, each in a forward over its prompt `prompts[r]` and it, padded on the right."""
+    device = model.device
+    sequences = [[*prompt, *choice] for prompt, choice in zip(prompts, choices)]
+    width, first = max(map(len, sequences)) - 1, min(map(len, prompts)) - 1  # the last token is no input
+    ids = torch.tensor([row + [0] * (width + 1 - len(row)) for row in sequences], device=device)
+    starts = torch.tensor([[len(prompt) - 1] for prompt in prompts], device=device)
+    ends = torch.tensor([[len(row) - 1] for row in sequences], device=device)
+    steps = torch.arange(width, device=device)
+    inputs = {"input_ids": ids[:, :-1], "attention_mask": (steps < ends).long()}
+    if connection_index is not None:
+        inputs["connection_index"] = torch.tensor([connection_index[row] for row in owner], device=device)
+    logits = model(**inputs, use_cache=False, logits_to_keep=width - first).logits
+    real = ((steps >= starts) & (steps < ends)).long()
+    return _scored(logits, ids[:, first + 1 :], real[:, first:])
 
 
 def _left_padded(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from cc_model.config import check_flag
 from cc_model.data.columns import LOSS_ROWS
 from cc_model.data.encoding import Encoded, Encoder
 from cc_model.data.positions import IGNORE_INDEX
@@ -126,6 +127,8 @@ class ParallelCollator:
             raise ValueError(f"max_length: expected an integer of at least 2 (prompt and answer), got {max_length!r}")
         if pad_to_multiple_of is not None and (not isinstance(pad_to_multiple_of, int) or pad_to_multiple_of < 1):
             raise ValueError(f"pad_to_multiple_of: expected a positive integer or None, got {pad_to_multiple_of!r}")
+        for name, flag in (("packed", packed), ("share_pivots", share_pivots), ("loss_only", loss_only)):
+            check_flag(name, flag)
         self.tokenizer = tokenizer
         self.position = position
         self.max_length = max_length

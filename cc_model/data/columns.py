@@ -33,7 +33,7 @@ CONNECTION_ARGUMENTS = (*PIVOT_ARGUMENTS, INDEX, NOISE, LOSS_ROWS, BATCH_SHAPE)
 # What `ParallelCollator` gives beside the stock columns; a vanilla model must not get them.
 COLLATED = (*PIVOT_COLUMNS, "pivot_row", INDEX, LOSS_ROWS, BATCH_SHAPE)
 
-_INDICES = ("pivot_input_ids", "pivot_index", "pivot_row", INDEX, LOSS_ROWS)
+_INDICES = ("input_ids", "pivot_input_ids", "pivot_index", "pivot_row", INDEX, LOSS_ROWS)
 _PACKED_HINT = "; packed rows need one pivot and one connection_index per example"
 _CUT = (
     "something cut the batch along its first axis (nn.DataParallel, accelerate's dispatch_batches or split_batches), "
@@ -68,6 +68,20 @@ def entries_of(taken: Mapping[str, Any], rows: int) -> int:
     return count if count == index.shape[0] else rows
 
 
+def check_prompts(ids: Any, mask: Any) -> None:
+    """Raise unless `input_ids` are `(B, T)` integers, T > 0, and `attention_mask`, where given, has their shape.
+
+    Raises:
+        TypeError: one is no tensor, or the ids are not int64 or int32.
+        ValueError: one has the wrong shape.
+    """
+    _check_axes("input_ids", ids, "(B, T)")
+    shape = tuple(ids.shape) if isinstance(ids, Tensor) else ()
+    _check("input_ids", ids, shape, "(B, T)")
+    if mask is not None:
+        _check("attention_mask", mask, shape, "(B, T)")
+
+
 def check_connection_arguments(taken: Mapping[str, Any], entries: int, layers: int) -> None:
     """Raise unless the given ones of `CONNECTION_ARGUMENTS` have the types and shapes of the table above.
 
@@ -84,10 +98,11 @@ def check_connection_arguments(taken: Mapping[str, Any], entries: int, layers: i
     pivot, bank = taken.get("pivot_input_ids"), _bank_of(taken)
     if bank is not None:
         _check_bank(bank, taken, layers)
+    _check_axes("pivot_input_ids", pivot, "(B, S)")
     pivots = entries
     if taken.get("pivot_row") is not None:
         pivots = bank.shape[1] if bank is not None else _first(pivot)
-    width = pivot.shape[1] if isinstance(pivot, Tensor) and pivot.ndim == 2 else 0
+    width = pivot.shape[1] if isinstance(pivot, Tensor) else 0
     for name, shape, meaning in (
         ("pivot_input_ids", (pivots, width), "(B, S)"),
         ("pivot_attention_mask", (pivots, width), "(B, S)"),
@@ -103,8 +118,6 @@ def check_connection_arguments(taken: Mapping[str, Any], entries: int, layers: i
         raise ValueError(
             f"pivot_bank: expected shape (L, B, d) with B = {pivots}, got {tuple(bank.shape)}{_PACKED_HINT}"
         )
-    if isinstance(pivot, Tensor) and width == 0:
-        raise ValueError(f"pivot_input_ids: expected at least one token per row, got shape {tuple(pivot.shape)}")
 
 
 def check_whole(taken: Mapping[str, Any]) -> None:
@@ -169,6 +182,16 @@ def _check_usable(given: Any, pivots: int) -> None:
         raise TypeError(f"pivot_bank: expected usable to be a bool tensor, got {got}")
     if tuple(usable.shape) != (pivots,):
         raise ValueError(f"pivot_bank: expected usable of shape (P,) = ({pivots},), got {tuple(usable.shape)}")
+
+
+def _check_axes(name: str, ids: Any, meaning: str) -> None:
+    """Raise for a tensor of token ids without rows of at least one token."""
+    if not isinstance(ids, Tensor):
+        return
+    if ids.ndim != 2:
+        raise ValueError(f"{name}: expected shape {meaning}, got {tuple(ids.shape)}")
+    if ids.shape[1] == 0:
+        raise ValueError(f"{name}: expected at least one token per row, got shape {tuple(ids.shape)}")
 
 
 def _check(name: str, value: Any, shape: tuple[int, ...], meaning: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from cc_model.config import check_type
+
 Message = Mapping[str, str]
 _ORDINARY = "answer"  # a text without special tokens
 
@@ -44,6 +46,10 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: Any, system: str | None = None, chat_template_kwargs: dict[str, Any] | None = None):
+        if not hasattr(tokenizer, "all_special_ids"):
+            raise TypeError(f"tokenizer: expected a tokenizer of transformers, got {type(tokenizer).__name__}")
+        check_type("system", system, (str, type(None)), "a text or None")
+        check_type("chat_template_kwargs", chat_template_kwargs, (Mapping, type(None)), "a dict or None")
         self.tokenizer = tokenizer
         self.system = system
         self.chat_template_kwargs = dict(chat_template_kwargs or {})

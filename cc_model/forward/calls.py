@@ -141,6 +141,12 @@ def asks_for(name: str, body: Any, named: dict[str, Any]) -> bool:
     return bool(getattr(body.config, name, False) if value is None else value)
 
 
+def keeps_cache(body: Any, named: dict[str, Any]) -> bool:
+    """Whether the call leaves a cache behind, its own or one that the body makes, by `use_cache` or else the config."""
+    use_cache = named.get("use_cache")
+    return bool(body.config.get_text_config(decoder=True).use_cache if use_cache is None else use_cache)
+
+
 def input_shape(named: dict[str, Any]) -> tuple[int, int]:
     """(B, T) of a call's `input_ids` or `inputs_embeds`."""
     tokens = named.get("input_ids")

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from cc_model.compat import CACHE, causal_mask
-from cc_model.forward.calls import BodyOutput
+from cc_model.forward.calls import BodyOutput, keeps_cache
 
 
 class _KeepsNothing(DynamicCache):
@@ -41,8 +41,7 @@ def with_ready_mask(body: Any, named: dict[str, Any], embeds: Tensor) -> dict[st
         return named
     if torch.compiler.is_compiling() or body.layers[0]._compiled_call_impl is not None:  # nobody waits there
         return named
-    use_cache = named.get("use_cache")
-    keeps = body.config.use_cache if use_cache is None else use_cache
+    keeps = keeps_cache(body, named)
     # Without a mask, packed rows are looked for only where positions are given and there is no cache.
     asks = mask is not None or (positions is not None and not keeps)
     ready = causal_mask(body.config, embeds, mask, positions) if asks else None

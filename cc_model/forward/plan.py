@@ -25,7 +25,7 @@ from cc_model.data.columns import (
 )
 from cc_model.data.modalities import refuse_other_modalities
 from cc_model.data.positions import before_first_label
-from cc_model.forward.calls import PlainCall, input_shape
+from cc_model.forward.calls import PlainCall, input_shape, keeps_cache
 from cc_model.forward.head import labelled_rows
 from cc_model.forward.packing import PACKED, check_packed, refuse_packing
 from cc_model.forward.pivot_call import PivotCall
@@ -124,7 +124,8 @@ def _plan_generation(
         return PlainCall()  # the matrix was dropped, or the mode changed, in the middle of the call
     tokens = named.get("input_ids")
     rows, length = (named["inputs_embeds"] if tokens is None else tokens).shape[:2]
-    window = generation.enter(length, cached=named.get(CACHE) is not None)
+    cached = named.get(CACHE) is not None or keeps_cache(model, named)  # some bodies make their cache themselves
+    window = generation.enter(length, cached)
     if window is None:
         return PlainCall()
     generation.connected = True

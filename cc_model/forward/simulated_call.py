@@ -23,7 +23,7 @@ from cc_model.fast_paths.last_layer import narrow_obstacle
 from cc_model.fast_paths.rollback import Ways, roll_back, second_prefill, ways_of
 from cc_model.fast_paths.snapshot import keep
 from cc_model.fast_paths.waiting import waiting
-from cc_model.forward.calls import Body, BodyOutput, ConnectedCall, asks_for, flatten, hidden_of
+from cc_model.forward.calls import Body, BodyOutput, ConnectedCall, asks_for, flatten, hidden_of, keeps_cache
 from cc_model.forward.parts import Parts
 from cc_model.forward.passes import CapturePass, LayerSlot
 from cc_model.forward.replay import connected_replay
@@ -94,7 +94,7 @@ class SimulatedCall(ConnectedCall):
         # What waits grows with every prompt, so that each length would compile a graph of its own.
         config = None if waits else self.compile_config
         output = connected_replay(body, again, *self.decided(body, named, capture, places, start), config)
-        return self.joined(first, output, start, length, self.keeps_cache(body, named))
+        return self.joined(first, output, start, length, keeps_cache(body, named))
 
     def in_two_parts(self, body: Any, stock: Body, named: dict[str, Any], places: Places, start: int) -> BodyOutput:
         """The tokens before `start`; the others with capture; then the cache as it was at `start`, and these again."""
@@ -111,17 +111,17 @@ class SimulatedCall(ConnectedCall):
         self.captured(stock, rest, capture)
         if put_back is not None:
             put_back(length - start)
-        again = {**rest, "use_cache": cache is not None or self.keeps_cache(body, named)}
+        again = {**rest, "use_cache": cache is not None or keeps_cache(body, named)}
         decided = self.decided(body, named, capture, places, start)
         output = connected_replay(body, again, *decided, self.compile_config)
-        return self.joined(first, output, start, start, self.keeps_cache(body, named))
+        return self.joined(first, output, start, start, keeps_cache(body, named))
 
     def in_two_prefills(self, body: Any, stock: Body, named: dict[str, Any], places: Places) -> BodyOutput:
         """All tokens beside the cache, with capture; then all of them again."""
         cache = named.get(CACHE)
         capture = CapturePass(places.flat(), self.slots, body)
         self.captured(stock, {**named, CACHE: probing_cache(cache, named), "use_cache": cache is not None}, capture)
-        keeps = self.keeps_cache(body, named)
+        keeps = keeps_cache(body, named)
         decided = self.decided(body, named, capture, places, 0)
         output = connected_replay(body, {**named, "use_cache": keeps}, *decided, self.compile_config)
         return self.joined(None, output, 0, self.length, keeps)
@@ -154,11 +154,6 @@ class SimulatedCall(ConnectedCall):
         if torch.compiler.is_compiling() and (ways.keeps or ways.waits):
             return second_prefill("compiled code does not exchange the layers of a cache")
         return ways
-
-    def keeps_cache(self, body: Any, named: dict[str, Any]) -> bool:
-        """Whether the caller wants a cache, by the argument or else the config."""
-        use_cache = named.get("use_cache")
-        return bool(body.config.get_text_config(decoder=True).use_cache if use_cache is None else use_cache)
 
     def reads(self, body: Any, named: dict[str, Any], start: int) -> bool:
         """Whether the result holds hidden states of tokens before `start`."""

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from cc_model.data.columns import INDEX, PIVOT_COLUMNS, check_whole
+from cc_model.config import check_flag, check_type
+from cc_model.data.columns import INDEX, PIVOT_COLUMNS, check_connection_arguments, check_prompts, check_whole
 from cc_model.data.positions import in_range
 from cc_model.distributed import Processes, in_one_piece, without_wrappers
 from cc_model.forward.bank import captured_bank
@@ -57,7 +61,8 @@ def fit_transform_matrix(
             be fewer, as `ParallelCollator(share_pivots=True)` gives them. Ids and indices are int64 or int32; masks
             have any dtype, are 0 at padding, and may be None or missing. Other keys are ignored. A pair with an index
             out of range or an all-zero mask is skipped and counted.
-        ridge: λ ≥ 0 in squared activation units. With 0 a rank-deficient problem gets its minimum-norm solution.
+        ridge: λ ≥ 0, finite, in squared activation units. With 0 a rank-deficient problem gets its minimum-norm
+            solution.
         per_layer: one matrix for each layer, `(L, d, d)`.
         affine: also fit a bias, `model.cc.transform_bias`; it is not penalised.
         holdout: share in [0, 1) of the pairs that is kept out of the fit and that the report is measured on.
@@ -73,10 +78,11 @@ def fit_transform_matrix(
         The report. It says on how many rows it was measured, and whether they were part of the fit.
 
     Raises:
-        TypeError: `model` is no torch module, or a batch is no mapping.
-        ValueError: the model is not patched, an argument is out of range, a batch lacks the tensor `input_ids` or
-            `pivot_input_ids` or differs in their number of rows, no pair was usable, activations were not finite, or
-            the matrix is not finite in the dtype it is stored in.
+        TypeError: `model` is no torch module, an argument has the wrong type, a batch is no mapping, or one of its
+            columns is no tensor or has the wrong dtype.
+        ValueError: the model is not patched, an argument is out of range, a batch lacks `input_ids` or
+            `pivot_input_ids`, a column has the wrong shape, no pair was usable, activations were not finite, or the
+            matrix is not finite in the dtype it is stored in.
         OtherProcessError: a RuntimeError, from `cc_model.distributed`: another process of the group failed; the message
             says which and why. The process that failed raises its own error.
 
@@ -97,10 +103,12 @@ def fit_transform_matrix(
     """
     root = without_wrappers(model)
     inner: Any = unwrap(root)
-    _check_arguments(inner, ridge, holdout, report_rows)
+    _check_arguments(inner, batches, ridge, holdout, report_rows, seed)
+    for name, flag in (("per_layer", per_layer), ("affine", affine), ("progress", progress)):
+        check_flag(name, flag)
     processes = Processes(process_group)
     collected = _Collected(inner.cc, per_layer, holdout, report_rows, seed, processes)
-    checked: Iterable[Mapping[str, Any] | None] = map(_checked, batches)
+    checked: Iterable[Mapping[str, Any] | None] = map(partial(_checked, inner.cc.num_layers), batches)
     with _evaluating(inner), processes.failing_together():
         if processes.size > 1 and not in_one_piece(inner):  # a forward needs the parameters of every process
             checked = processes.in_step(checked)
@@ -188,32 +196,34 @@ def _warn_of_few_rows(rows: int, width: int) -> None:
         )
 
 
-def _check_arguments(inner: Any, ridge: float, holdout: float, report_rows: int) -> None:
+def _check_arguments(inner: Any, batches: Any, ridge: Any, holdout: Any, report_rows: Any, seed: Any) -> None:
     if "cc" not in getattr(inner, "_modules", {}):
         raise ValueError(f"model: expected a patched model, got {type(inner).__name__}; call patch_model(model) first")
-    if not ridge >= 0:
-        raise ValueError(f"ridge: expected 0 or more, got {ridge}")
+    if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+        raise TypeError(f"batches: expected an iterable of dicts, got {type(batches).__name__}")
+    for name, number in (("ridge", ridge), ("holdout", holdout)):
+        check_type(name, number, Real, "a number")
+    for name, number in (("report_rows", report_rows), ("seed", seed)):
+        check_type(name, number, Integral, "an int")
+    if not (ridge >= 0 and math.isfinite(ridge)):
+        raise ValueError(f"ridge: expected a finite number, 0 or more, got {ridge}")
     if not 0 <= holdout < 1:
         raise ValueError(f"holdout: expected a share in [0, 1), got {holdout}")
     if report_rows < 1:
         raise ValueError(f"report_rows: expected 1 or more, got {report_rows}")
 
 
-def _checked(batch: Any) -> Mapping[str, Any]:
+def _checked(layers: int, batch: Any) -> Mapping[str, Any]:
     """`batch`, before any process starts a forward with it."""
     if not isinstance(batch, Mapping):
         raise TypeError(f"batches: expected dicts, got {type(batch).__name__}")
     for name in ("input_ids", "pivot_input_ids"):
-        if not isinstance(batch.get(name), Tensor):
+        if batch.get(name) is None:
             raise ValueError(f"batches: expected a tensor {name!r} in each batch, got {sorted(batch)}")
-    row = batch.get("pivot_row")
-    if row is not None and (not isinstance(row, Tensor) or row.is_floating_point()):
-        raise ValueError(f"pivot_row: expected integers, got {getattr(row, 'dtype', type(row).__name__)}")
-    name = "pivot_input_ids" if row is None else "pivot_row"
-    count, expected = batch[name].shape[0], batch["input_ids"].shape[0]
-    if count != expected:
-        raise ValueError(f"{name}: expected {expected} rows, as input_ids, got {count}")
     check_whole(batch)
+    check_prompts(batch["input_ids"], batch.get("attention_mask"))
+    pivots = {name: batch.get(name) for name in (*PIVOT_COLUMNS, "pivot_row", INDEX)}
+    check_connection_arguments(pivots, batch["input_ids"].shape[0], layers)
     return batch
 
 

@@ -219,7 +219,8 @@ class PatchedCausalLM:
         """Save weights, Decision Maker, matrix and options, safetensors only; `cc_model.from_pretrained` reads them.
 
         Stock `AutoModelForCausalLM` loads the directory as the plain model. A save that fails or is interrupted leaves
-        what was there. Files that this save does not write stay, those of another `variant=` too.
+        what was there; a process that is killed while files are replaced leaves a folder that does not load. Files that
+        this save does not write stay, those of another `variant=` too.
 
         Args:
             save_directory: made when missing.

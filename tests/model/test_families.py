@@ -1,5 +1,7 @@
 """Every family of `SPECS` against the oracle by hooks: loss, the gradient of every weight, greedy tokens.
 
+What `generate` gives with a cache is what it gives without one.
+
 Adding a family is a line in `SPECS` and, where its names differ, one in the oracle. The models are tiny and random; a
 family that the installed transformers does not know is skipped by name.
 """
@@ -13,8 +15,9 @@ from families import LAYERS, MODELS, made, same_gradients, tiny
 from model_pairs import batch, gradients, gumbel
 from transformers import AutoConfig
 
-from cc_model import CCConfig, connection_disabled, unpatch_model
+from cc_model import CCConfig, connection_disabled, patch_model, unpatch_model
 from cc_model.specs import block_of, layers_of, spec_of
+from cc_model.testing import random_matrix
 
 BROKEN = {"llama4": "its own forward raises: its text model's output has no image_outputs"}
 
@@ -122,3 +125,19 @@ def test_greedy_tokens(family):
         assert tokens.tolist() == expected, length
     unpatch_model(model)
     assert torch.equal(model(ids).logits, stock(ids).logits)
+
+
+def test_the_cache_changes_nothing(family):
+    """It connects once, in the prompt; without a cache each forward runs the prompt again, and connects in it.
+
+    The matrix is large, so that a second connection would be seen, and there are more steps than tokens in the prompt.
+    """
+    model = patch_model(tiny(family))
+    model.cc.transform_matrix = random_matrix(model, scale=100.0)
+    ids = torch.tensor([[5, 6]])
+    options = {"max_new_tokens": 5, "min_new_tokens": 5, "return_dict_in_generate": True, "output_logits": True}
+    options |= {"attention_mask": torch.ones_like(ids), "do_sample": False}
+    cached, again = model.generate(ids, **options), model.generate(ids, use_cache=False, **options)
+    assert torch.equal(cached.sequences, again.sequences)
+    for one, other in zip(cached.logits, again.logits, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)

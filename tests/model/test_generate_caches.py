@@ -6,6 +6,7 @@ import logging
 
 import pytest
 import torch
+from families import made
 from generation_helpers import GREEDY, SCORES, TokenCounter, new_tokens, oracle_tokens, prompts
 from model_pairs import pair
 from transformers import DynamicCache, StaticCache
@@ -130,3 +131,16 @@ def test_cache_of_unknown_type_needs_two_prefills(past):
     assert used.get_seq_length() == 9 + 5
     exact = model.generate(ids, **SCORES)
     torch.testing.assert_close(torch.cat(output.logits), torch.cat(exact.logits), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(("use_cache", "times"), [(True, 1), (False, 5)])
+@pytest.mark.parametrize("family", ["llama", "minimax"])  # MiniMax's body makes its cache itself
+@pytest.mark.parametrize("english", [False, True])
+def test_how_often_it_connects(family, use_cache, times, english):
+    """Once with a cache, and without one in each forward, which runs the prompt again."""
+    _, model = made(family)
+    ids, seen = torch.tensor([[5, 6]]), []
+    model.cc.decision_maker.register_forward_hook(lambda *args: seen.append(1))
+    given = {"pivot_input_ids": torch.tensor([[7, 8, 9]])} if english else {}
+    model.generate(ids, use_cache=use_cache, max_new_tokens=5, min_new_tokens=5, do_sample=False, **given)
+    assert len(seen) == times

@@ -225,6 +225,10 @@ def test_config_file_errors(tmp_path):
     (tmp_path / "c.json").write_text("[1]")
     with pytest.raises(ValueError, match="expected a JSON object, got list"):
         CCConfig.from_json(tmp_path / "c.json")
+    for broken in (b'{"hard": tr', b"", b"\xff{}"):
+        (tmp_path / "c.json").write_bytes(broken)
+        with pytest.raises(ValueError, match=r"c\.json: expected a JSON object, got no JSON: "):
+            CCConfig.from_json(tmp_path / "c.json")
 
 
 def test_serve_names_the_connected_architecture(tmp_path):

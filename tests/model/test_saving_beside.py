@@ -139,12 +139,12 @@ def test_a_folder_in_the_way_of_a_file(tmp_path):
 
 
 @pytest.mark.parametrize("links", [True, False])
-@pytest.mark.parametrize("failing", range(5))
+@pytest.mark.parametrize("failing", range(6))
 def test_a_save_that_fails_while_it_moves(failing, links, tmp_path, monkeypatch):
-    """At each file in turn: what was moved goes back."""
+    """At each file in turn, and as `cc_config.json` is written: what was moved goes back."""
     _, model = pair()
     model.save_pretrained(tmp_path, **SHARDS)
-    (tmp_path / "config.json").unlink()  # so that one of the files is new
+    (tmp_path / "generation_config.json").unlink()  # so that one of the files is new
     before = contents(tmp_path)
     moves, replace = [], os.replace
 

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from families import made
 from generation_helpers import TokenCounter
 from model_pairs import pair
 from oracle import capture, connected_logits, decide
 
 from cc_model import CCConfig, connection_disabled
-from cc_model.scoring import score_choices
-from cc_model.testing import random_matrix
+from cc_model.scoring import _repeats_caches, score_choices
+from cc_model.testing import random_matrix, tiny_model
 
 PROMPTS = [[9, 200, 31, 7, 88, 3], [5], [17, 17, 4]]
 CHOICES = [[[1], [2, 3, 4], [2, 3]], [[7, 8]], [[9], [9, 9, 9, 9]]]
@@ -54,14 +55,45 @@ def test_equals_a_forward_per_choice(architecture, per_layer):
     _, model = pair(architecture, matrix=True)
     if per_layer:
         model.cc.transform_matrix = torch.stack([random_matrix(model, seed) for seed in range(4)])
-    scores = score_choices(model, PROMPTS, CHOICES)
+    last = [len(prompt) - 1 for prompt in PROMPTS]
+    assert_scores(score_choices(model, PROMPTS, CHOICES), in_whole(model, CHOICES, last))
+
+
+STATES = ["lfm2", "qwen3_next", "qwen3_5_text", "qwen3_5", "jamba", "olmo_hybrid", "falcon_h1", "minimax"]
+
+
+@pytest.mark.parametrize("family", STATES)
+def test_families_whose_cache_cannot_be_repeated(family):
+    """The scores are those of whole sequences, patched, unpatched and with the connection moved."""
+    stock, model = made(family)
+    assert not _repeats_caches(model)
+    one_token = [[choice[:1] for choice in row] for row in CHOICES]
+    for choices in (CHOICES, one_token):
+        for index in ([5, 0, 2], [2, 0, 1]):
+            given = None if index == [5, 0, 2] else index
+            assert_scores(score_choices(model, PROMPTS, choices, given), in_whole(model, choices, index))
+        assert_scores(score_choices(stock, PROMPTS, choices), in_whole(stock, choices))
+        with connection_disabled(model):
+            assert_scores(score_choices(model, PROMPTS, choices), in_whole(stock, choices))
+
+
+def test_which_caches_can_be_repeated():
+    """MiniMax's is of its own class, also where no layer has a state."""
+    full = tiny_model("minimax", layer_types=["full_attention"] * 4)
+    assert not _repeats_caches(full)
+    assert_scores(score_choices(full, PROMPTS, CHOICES), in_whole(full, CHOICES))
+    assert all(map(_repeats_caches, (tiny_model("llama"), tiny_model("gemma2"))))
+
+
+@torch.no_grad()
+def in_whole(model, choices, index=None):
+    """The scores by a forward for each choice over its prompt and it."""
     expected = []
-    with torch.no_grad():
-        for prompt, given in zip(PROMPTS, CHOICES):
-            at = torch.tensor([len(prompt) - 1])
-            logits = [model(torch.tensor([prompt + choice]), connection_index=at).logits for choice in given]
-            expected.append([summed(each, prompt, choice) for each, choice in zip(logits, given)])
-    assert_scores(scores, expected)
+    for row, (prompt, given) in enumerate(zip(PROMPTS, choices)):
+        at = {} if index is None else {"connection_index": torch.tensor([index[row]])}
+        logits = [model(torch.tensor([prompt + choice]), **at).logits for choice in given]
+        expected.append([summed(each, prompt, choice) for each, choice in zip(logits, given)])
+    return expected
 
 
 def test_the_connection_changes_scores_and_can_be_moved_or_left_out():

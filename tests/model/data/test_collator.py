@@ -191,6 +191,15 @@ def test_bad_arguments():
     ):
         with pytest.raises(ValueError, match=message):
             ParallelCollator(tokenizer, **options)
+    for options, message in (
+        ({"tokenizer": None}, "tokenizer: expected a tokenizer of transformers, got NoneType"),
+        ({"tokenizer": "x"}, "tokenizer: expected a tokenizer of transformers, got str"),
+        ({"system": 5}, "system: expected a text or None, got 5"),
+        ({"chat_template_kwargs": "x"}, "chat_template_kwargs: expected a dict or None, got 'x'"),
+        *(({name: 1}, f"{name}: expected True or False, got 1") for name in ("packed", "share_pivots", "loss_only")),
+    ):
+        with pytest.raises(TypeError, match=message):
+            ParallelCollator(**{"tokenizer": tokenizer, **options})
     with pytest.raises(ValueError, match="features: expected at least one row"):
         ParallelCollator(tokenizer)([])
     tokenizer.eos_token = None

@@ -15,7 +15,11 @@ def bad(**changes):
 
 ERRORS = {
     "rows": (bad(pivot_input_ids=torch.zeros(2, 9, dtype=torch.long)), ValueError, r"pivot_input_ids: expected.*got"),
-    "rank": (bad(pivot_input_ids=torch.zeros(3, dtype=torch.long)), ValueError, "pivot_input_ids"),
+    "rank": (
+        bad(pivot_input_ids=torch.zeros(3, dtype=torch.long)),
+        ValueError,
+        r"pivot_input_ids: expected shape \(B, S\), got \(3,\)",
+    ),
     "empty": (
         bad(pivot_input_ids=torch.zeros(3, 0, dtype=torch.long), pivot_attention_mask=None),
         ValueError,

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers.integrations.peft as of_transformers
 from adapters import adapted, cc_of, fill, lora, peft
+from killed_saves import loaded, save_killed_at
 from model_pairs import batch, gumbel, pair
 from transformers import AutoModelForCausalLM
 
@@ -152,3 +153,26 @@ def test_from_pretrained_of_an_adapter_names_what_loads_it(tmp_path):
     again = eval(call, {"load_adapter": load_adapter, "AutoModelForCausalLM": AutoModelForCausalLM})
     assert torch.equal(cc_of(again).transform_matrix, cc_of(wrapped).transform_matrix)
     assert torch.equal(logits(again), logits(wrapped))
+
+
+def test_a_killed_save_of_an_adapter(tmp_path):
+    """Nothing loads, or one of the two adapters; `test_saving_killed.py` has the models."""
+    models = {}
+    for alpha in (8, 16):
+        _, models[alpha] = pair(matrix=True)
+        models[alpha].add_adapter(lora(lora_alpha=alpha))
+        fill(models[alpha], seed=alpha)
+    count, killed, seen = 0, True, []
+    while killed:
+        folder = tmp_path / str(count)
+        models[8].save_pretrained(folder)
+        killed = save_killed_at(count, models[16], folder, {})
+        again = loaded(lambda f=folder: load_adapter(tiny_model(initializer_range=0.15), f))
+        seen.append(None if again is None else again.peft_config["default"].lora_alpha)
+        if again is not None:
+            whole = models[seen[-1]]
+            assert torch.equal(cc_of(again).decision_maker.weight, whole.cc.decision_maker.weight), count
+        count += 1
+    assert seen[0] == 8
+    assert seen[-1] == 16
+    assert None in seen

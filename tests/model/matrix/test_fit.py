@@ -1,4 +1,4 @@
-"""The Transform Matrix: against `lstsq`, streaming, options, report and errors."""
+"""The Transform Matrix: against `lstsq`, streaming, options, report; errors stand in `test_fit_errors.py`."""
 
 from __future__ import annotations
 
@@ -244,38 +244,6 @@ def test_progress_bar(capsys):
     _, model = pair()
     fit_transform_matrix(model, pairs())
     assert "fit Transform Matrix: 5batch" in capsys.readouterr().err
-
-
-ERRORS = {
-    "empty": ([], {}, ValueError, "batches: expected at least one usable pair"),
-    "missing": ([{"input_ids": torch.zeros(1, 2)}], {}, ValueError, "expected a tensor 'pivot_input_ids'"),
-    "no dict": ([torch.zeros(2, 2)], {}, TypeError, "batches: expected dicts, got Tensor"),
-    "rows": (
-        [{"input_ids": torch.zeros(1, 2).long(), "pivot_input_ids": torch.zeros(2, 2).long()}],
-        {},
-        ValueError,
-        "pivot_input_ids: expected 1 rows, as input_ids, got 2",
-    ),
-    "ridge": ([], {"ridge": -1.0}, ValueError, "ridge: expected 0 or more, got -1.0"),
-    "holdout": ([], {"holdout": 1.0}, ValueError, r"holdout: expected a share in \[0, 1\), got 1.0"),
-    "report": ([], {"report_rows": 0}, ValueError, "report_rows: expected 1 or more"),
-}
-
-
-@pytest.mark.parametrize("case", ERRORS)
-def test_errors(case):
-    batches, options, error, message = ERRORS[case]
-    _, model = pair(matrix=True)
-    before = model.cc.transform_matrix.clone()
-    with pytest.raises(error, match=message):
-        fit_transform_matrix(model, batches, progress=False, **options)
-    assert torch.equal(model.cc.transform_matrix, before)
-    assert not model.training
-
-
-def test_unpatched_model():
-    with pytest.raises(ValueError, match="call patch_model"):
-        fit_transform_matrix(tiny_model(), [])
 
 
 def test_activations_that_are_not_finite():
