@@ -118,7 +118,8 @@ def run_sft(
     if model_options.method == "cc" and arguments.pivot_graph:
         use_pivot_graph(model)
     rows, eval_rows = _checked(rows, eval_rows, collator, arguments)
-    trainer = make_trainer(model, collator, rows, arguments, eval_rows, model_options.method, console, kind)
+    joined, method = token_options.english_in_prompt, model_options.method
+    trainer = make_trainer(model, collator, rows, arguments, eval_rows, method, console, kind, joined)
     trainer.add_callback(KeepOptions(options))
     if model_options.simulated_share > 0:
         trainer.add_callback(_simulated_training(model_options, collator, rows, arguments.seed))
