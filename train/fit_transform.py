@@ -26,7 +26,7 @@ from cc_model.files import write_text
 from train.common.arguments import DataArguments, option, parse
 from train.common.console import open_console, say
 from train.common.files import output_folder
-from train.common.models import best_device, load_options, load_trained, save_options
+from train.common.models import REPORT_FILE, best_device, load_options, load_trained, save_options
 from train.common.rows import check_rows, pair_numbers
 from train.data.sources import load_rows
 
@@ -36,7 +36,6 @@ DESCRIPTION = (
     "saves the model with the matrix. Without --dataset the rows are those that the model was trained on. The options "
     "may stand in a YAML file given first."
 )
-REPORT_FILE = "transform_report.json"
 
 
 @dataclass

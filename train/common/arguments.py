@@ -127,7 +127,7 @@ class SftArguments(TrainingArguments):
         "Let so many rows of one English prompt follow each other, so that they share its pass; less random order. "
         "Left out: random rows.",
     )
-    overwrite: bool = option(False, "Train from the start although --output_dir holds checkpoints.")
+    overwrite: bool = option(False, "Train from the start although --output_dir holds checkpoints or a model.")
 
     def __post_init__(self) -> None:
         """Hand `gradient_checkpointing` on under the name that transformers 5.24 gives it, which else warns."""

@@ -21,6 +21,8 @@ from train.common.tokenizer import train_tokenizer
 
 CC_CONFIG_FILE = "cc_config.json"  # which a patched model's save_pretrained writes
 OPTIONS_FILE = "sft_options.json"  # how rows were read and became tokens, for fitting and generating
+REPORT_FILE = "transform_report.json"  # of the fit
+TEMPLATE_FILE = "chat_template.jinja"  # which a tokenizer's save_pretrained writes, if it has one
 TEXT_COLUMNS = ("instruction", "instruction_en", "output")
 
 
@@ -142,6 +144,27 @@ def load_options(folder: str | Path) -> dict[str, Any]:
     return {}
 
 
+def remove_stale(folder: str | Path, method: str, tokenizer: Any) -> None:
+    """Remove what an earlier model of `folder` wrote, and the one that was just saved there did not.
+
+    Args:
+        folder: of the new model.
+        method: by which it was trained.
+        tokenizer: that was saved with it.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "cc_config.json").write_text("{}")
+        >>> remove_stale(folder, "vanilla", new_tokenizer([{"instruction": "Hallo"}], 300))
+        >>> list(folder.iterdir())
+        []
+    """
+    stale = {REPORT_FILE: True, CC_CONFIG_FILE: method != "cc", TEMPLATE_FILE: tokenizer.chat_template is None}
+    for name in (name for name, old in stale.items() if old):
+        (Path(folder) / name).unlink(missing_ok=True)
+
+
 def set_end_of_turn(model: Any, collator: ParallelCollator) -> None:
     """Let generation stop where an answer ends: base models know their end of text only, not the template's."""
     answer = collator.encoder.encode([{"instruction": "a", "output": "b"}], answers=True)[0].answer
@@ -185,6 +208,7 @@ __all__ = [
     "load_trained",
     "new_model",
     "new_tokenizer",
+    "remove_stale",
     "save_options",
     "set_end_of_turn",
 ]
