@@ -66,14 +66,26 @@ def new_model(fields: Mapping[str, Any], tokenizer: Any) -> Any:
     return AutoModelForCausalLM.from_config(config)
 
 
+def check_source(options: ModelArguments) -> None:
+    """Refuse both, or none, of `--model` and `--scratch`.
+
+    Raises:
+        ValueError: as said.
+
+    Example:
+        >>> check_source(ModelArguments(model="Qwen/Qwen2.5-0.5B"))
+    """
+    if (options.model is None) == (options.scratch is None):
+        raise ValueError("model: expected either --model or --scratch, got " + ("both" if options.model else "neither"))
+
+
 def load_for_training(options: ModelArguments, rows: Iterable[Mapping[str, Any]]) -> tuple[Any, Any]:
     """The model that `--model` or `--scratch` names, patched for `--method cc`, and its tokenizer.
 
     Raises:
         ValueError: both or none of `--model` and `--scratch`, or `--scratch` is not valid.
     """
-    if (options.model is None) == (options.scratch is None):
-        raise ValueError("model: expected either --model or --scratch, got " + ("both" if options.model else "neither"))
+    check_source(options)
     tokenizer: Any
     model: Any
     if options.scratch is not None:
@@ -200,6 +212,7 @@ def json_object(name: str, text: str) -> dict[str, Any]:
 
 __all__ = [
     "best_device",
+    "check_source",
     "connect",
     "json_object",
     "load_collator",
