@@ -86,7 +86,9 @@ class DistilArguments:
     answers_only: bool = option(False, "Write the answers and the report on them, and train no student.")
     max_new_tokens: int = option(64, "Most tokens of an answer; one that is cut off is not learned.")
     answer_batch_size: int = option(16, "Prompts at a time.")
-    teacher_dtype: str = option("auto", "Of the teacher: auto (as saved), float32, bfloat16 or float16.")
+    teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "Of the teacher's weights; auto: as they were saved."
+    )
     device: str = option("auto", "Of the teacher: auto, cpu, cuda, ...")
 
 

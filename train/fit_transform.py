@@ -12,7 +12,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
@@ -26,7 +26,7 @@ from cc_model.files import write_text
 from train.common.arguments import DataArguments, option, parse
 from train.common.console import open_console, say
 from train.common.files import output_folder
-from train.common.models import REPORT_FILE, best_device, load_options, load_trained, save_options
+from train.common.models import REPORT_FILE, chosen_device, load_options, load_trained, save_options
 from train.common.rows import check_rows, pair_numbers
 from train.data.sources import load_rows
 
@@ -52,7 +52,9 @@ class FitArguments:
     per_layer: bool = option(False, "One matrix for each layer instead of the paper's single one.")
     affine: bool = option(False, "Also fit a bias.")
     holdout: float = option(0.1, "Share of the pairs kept out of the fit, on which the report is measured.")
-    dtype: str = option("auto", "auto (as saved), float32, bfloat16 or float16.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "Of the weights in memory; auto: as they were saved."
+    )
     device: str = option("auto", "auto, cpu, cuda, ...; with several processes each takes its own of that type.")
     seed: int = option(0, "Of the choice of pairs.")
 
@@ -112,8 +114,7 @@ def run_fit(options: FitArguments, data: DataArguments, console: Console | None 
 
 def started_processes(device: str) -> PartialState:
     """The processes that torchrun or `accelerate launch` started, with a device for each; else this one alone."""
-    kind = best_device() if device == "auto" else torch.device(device)
-    return PartialState(cpu=kind.type == "cpu")
+    return PartialState(cpu=chosen_device(device).type == "cpu")
 
 
 def _save(model: Any, collator: ParallelCollator, report: Any, folder: Path, source: str) -> None:

@@ -23,6 +23,7 @@ CC_CONFIG_FILE = "cc_config.json"  # which a patched model's save_pretrained wri
 OPTIONS_FILE = "sft_options.json"  # how rows were read and became tokens, for fitting and generating
 REPORT_FILE = "transform_report.json"  # of the fit
 TEMPLATE_FILE = "chat_template.jinja"  # which a tokenizer's save_pretrained writes, if it has one
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 TEXT_COLUMNS = ("instruction", "instruction_en", "output")
 
 
@@ -116,13 +117,15 @@ def load_trained(folder: str, device: str = "auto", dtype: str = "auto") -> tupl
     """A model that `train.sft` wrote, in evaluation mode, and the collator that it was trained with.
 
     Raises:
-        ValueError: `folder` is none.
+        ValueError: `folder` is none, or there is no such `dtype` or `device`.
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    place = chosen_device(device)
     collator = load_collator(folder)
     load: Any = from_pretrained if (Path(folder) / CC_CONFIG_FILE).is_file() else AutoModelForCausalLM.from_pretrained
     model = load(folder, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
-    model = model.to(best_device() if device == "auto" else device).eval()
-    return model, collator
+    return model.to(place).eval(), collator
 
 
 def load_collator(folder: str) -> ParallelCollator:
@@ -140,6 +143,29 @@ def best_device() -> torch.device:
     """The accelerator if there is one, else the CPU."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return found or torch.device("cpu")
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device that an option names; `auto`: the accelerator if there is one, else the CPU.
+
+    Raises:
+        ValueError: this machine has none of that name.
+
+    Example:
+        >>> chosen_device("cpu")
+        device(type='cpu')
+    """
+    best = best_device()
+    if name == "auto":
+        return best
+    try:
+        device = torch.device(name)
+    except RuntimeError:  # no name of a device
+        device = torch.device("meta")
+    there = ["auto", "cpu", *([best.type] if best.type != "cpu" else [])]
+    if device.type not in there or (device.index or 0) >= max(1, torch.accelerator.device_count()):
+        raise ValueError(f"device: expected one of {', '.join(there)} on this machine, got {name!r}")
+    return device
 
 
 def save_options(folder: str | Path, options: Mapping[str, Any]) -> None:
@@ -213,6 +239,7 @@ def json_object(name: str, text: str) -> dict[str, Any]:
 __all__ = [
     "best_device",
     "check_source",
+    "chosen_device",
     "connect",
     "json_object",
     "load_collator",
