@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -65,8 +66,18 @@ def report_table(report: Any) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     for name, quality in [("all", report.overall), *((str(i), q) for i, q in enumerate(report.layers))]:
-        table.add_row(name, f"{quality.r2:.3f}", f"{quality.cosine:.3f}", f"{quality.cosine_before:.3f}")
+        numbers = (quality.r2, quality.cosine, quality.cosine_before)
+        table.add_row(name, *("–" if math.isnan(number) else f"{number:.3f}" for number in numbers))
     return table
+
+
+def _as_json(value: Any) -> Any:
+    """The same with None for NaN, which JSON does not have: R² of one pair, or of none."""
+    if isinstance(value, Mapping):
+        return {name: _as_json(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return list(map(_as_json, value))
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def run_fit(options: FitArguments, data: DataArguments, console: Console | None = None) -> Any:
@@ -122,7 +133,7 @@ def _save(model: Any, collator: ParallelCollator, report: Any, folder: Path, sou
     if folder != Path(source):
         collator.tokenizer.save_pretrained(folder)
         save_options(folder, load_options(source))
-    write_text(folder / REPORT_FILE, json.dumps(asdict(report), indent=2) + "\n")
+    write_text(folder / REPORT_FILE, json.dumps(_as_json(asdict(report)), indent=2, allow_nan=False) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

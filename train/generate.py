@@ -42,7 +42,7 @@ class GenerateArguments:
     _argument_group_name = "generate"
 
     model: str = option("", "Folder that train.sft or train.fit_transform wrote (required).")
-    prompt: list[str] | None = option(None, "One or more prompts.")  # noqa: RUF009
+    prompt: list[str] | None = option(None, "One or more prompts, answered before those of --file.")  # noqa: RUF009
     file: str | None = option(
         None,
         "Prompts from a file: .jsonl, .json, .csv or .parquet with a column instruction (or messages), or text with "

@@ -1,18 +1,25 @@
 """Values that an option cannot have: one line that names the option, what was expected and what came."""
 
+import io
+import json
+import math
 import re
 
 import pytest
 import torch
+from rich.console import Console
 
 from cc_model import patch_model
 from cc_model.testing import tiny_model
 from train.common import models
+from train.common.arguments import DataArguments
 from train.common.models import chosen_device, load_trained, new_tokenizer
 from train.distil import main as distil
 from train.evaluate import main as evaluate
 from train.experiment import translation_order
+from train.fit_transform import FitArguments, run_fit
 from train.fit_transform import main as fit
+from train.generate import GenerateArguments, read_prompts
 from train.generate import main as generate
 from train.sft import main as sft
 
@@ -102,3 +109,31 @@ def test_orders_that_cannot_be_measured(capsys, arguments, message):
     with pytest.raises(SystemExit):
         translation_order.main(arguments)
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_prompts_of_the_command_line_are_answered_before_those_of_the_file(tmp_path):
+    (tmp_path / "prompts.txt").write_text("b\nc\nd\n")
+    options = GenerateArguments(prompt=["a"], file=str(tmp_path / "prompts.txt"), max_prompts=2)
+    assert [row["instruction"] for row in read_prompts(options)] == ["a", "b", "c"]
+
+
+def test_a_quality_that_is_undefined_is_null_and_a_dash(folder, tmp_path):
+    """Of one held-out pair: its activations have no spread."""
+    rows = "".join(
+        json.dumps({"instruction": f"Land {n}?", "instruction_en": f"Country {n}?"}) + "\n" for n in range(10)
+    )
+    (tmp_path / "pairs.jsonl").write_text(rows)
+    console = Console(record=True, width=100, file=io.StringIO())
+    options = FitArguments(str(folder), str(tmp_path / "out"), device="cpu", ridge=1.0)
+    report = run_fit(options, DataArguments(dataset=str(tmp_path / "pairs.jsonl")), console)
+    assert (report.held_out, math.isnan(report.overall.r2)) == (1, True)
+
+    def refuse(name):
+        raise ValueError(name)  # NaN is no JSON
+
+    kept = json.loads((tmp_path / "out" / "transform_report.json").read_text(), parse_constant=refuse)
+    assert kept["overall"]["r2"] is None
+    assert kept["overall"]["cosine"] == pytest.approx(report.overall.cosine)
+    shown = console.export_text()
+    assert "nan" not in shown
+    assert re.search(r"all +│ +– │ +\d\.\d{3}", shown)
