@@ -141,6 +141,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("files", type=Path, nargs="*", metavar="FILE", help="instead of all documents and pictures")
     given = parser.parse_args(argv).files
+    for path in given:
+        if not path.is_file():
+            parser.error(f"FILE: expected a document, found no file {path}")
     library = Library()
     for path in given or DOCUMENTS:
         before = path.read_text(encoding="utf-8")

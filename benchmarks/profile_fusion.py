@@ -66,6 +66,16 @@ def _lengths(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def _device(name: str) -> str:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"expected cpu or cuda, got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise argparse.ArgumentTypeError(f"expected cpu on a machine without a GPU, got {name!r}")
+    return name
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(
@@ -86,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--lengths", type=_lengths, default=[64, 128, 256, 512, 1024, 2048], help="of the curve")
     made.add_argument("--layers", type=int, help="fewer decoder layers than the model has")
     made.add_argument("--dtype", choices=DTYPES, default="bf16" if on_gpu else "fp32", help="%(default)s")
-    made.add_argument("--device", default="cuda" if on_gpu else "cpu", help="%(default)s")
+    made.add_argument("--device", type=_device, default="cuda" if on_gpu else "cpu", help="%(default)s")
     made.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="%(default)s")
     made.add_argument("--pivot-grad", action="store_true", help="let gradients flow through the English pass")
     made.add_argument("--rounds", type=int, default=10, help="at most; %(default)s")

@@ -30,7 +30,7 @@ from train.common.arguments import CollatorArguments, DataArguments, ModelArgume
 from train.common.console import open_console, say
 from train.common.english_in_prompt import EnglishInPrompt
 from train.common.files import json_lines, output_folder
-from train.common.models import load_trained
+from train.common.models import check_source, load_tokenizer, load_trained
 from train.common.modes import ENGLISH, VANILLA, answering
 from train.common.rows import check_rows, has_pivot
 from train.data.sources import load_rows
@@ -38,7 +38,7 @@ from train.distillation.selection import kept_report, reasons, taught_rows
 from train.distillation.store import ANSWERS, AnswerFile
 from train.distillation.targets import TargetTrainer, with_targets
 from train.distillation.teacher import Answer, write_answers
-from train.sft import run_sft
+from train.sft import find_checkpoint, run_sft
 
 DESCRIPTION = (
     "A model that reads English (--teacher: a CC model, or a plain one trained with --english_in_prompt true) reads "
@@ -86,7 +86,9 @@ class DistilArguments:
     answers_only: bool = option(False, "Write the answers and the report on them, and train no student.")
     max_new_tokens: int = option(64, "Most tokens of an answer; one that is cut off is not learned.")
     answer_batch_size: int = option(16, "Prompts at a time.")
-    teacher_dtype: str = option("auto", "Of the teacher: auto (as saved), float32, bfloat16 or float16.")
+    teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "Of the teacher's weights; auto: as they were saved."
+    )
     device: str = option("auto", "Of the teacher: auto, cpu, cuda, ...")
 
 
@@ -106,6 +108,8 @@ def run_distil(
     """
     console = open_console(console)
     _check(options, data_options, model_options, token_options)
+    _check_folder(options, arguments)
+    labelled = [] if options.answers_only else _labelled(model_options, data_options, arguments)
     folder = output_folder(str(arguments.output_dir), "output_dir")
     rows = _prompts(options, data_options, console)
     answers = _answers(options, rows, folder, arguments.overwrite, console)
@@ -118,7 +122,6 @@ def run_distil(
     taught = taught_rows(rows, answers, options.threshold, options.keep)
     if not taught:
         raise ValueError(f"threshold: expected answers to learn from, got none of {len(answers)}; see {REPORT}")
-    labelled = [dict(row) for row in load_rows(data_options)]
     write_text(folder / ROWS, json_lines([*labelled, *taught]))
     say(console, f"{len(labelled):,} labelled rows and {len(taught):,} answers of the teacher: {folder / ROWS}")
     mixed = replace(data_options, **COLUMNS, dataset=str(folder / ROWS), max_samples=None)
@@ -156,6 +159,23 @@ def _check(options: DistilArguments, data: DataArguments, model: ModelArguments,
             f"expected one process, got {count}: answer with --answers_only in one process, then give {ROWS} to "
             "train.sft in several"
         )
+
+
+def _check_folder(options: DistilArguments, arguments: SftArguments) -> None:
+    teacher, folder = Path(options.teacher), Path(str(arguments.output_dir))
+    if teacher.is_dir() and teacher.resolve() == folder.resolve():
+        raise ValueError(
+            f"output_dir: expected another folder than that of --teacher, which a student would overwrite, got {folder}"
+        )
+
+
+def _labelled(model: ModelArguments, data: DataArguments, arguments: SftArguments) -> list[dict[str, Any]]:
+    """The labelled rows. What is wrong with the student is said here, before the answers, which take long."""
+    find_checkpoint(arguments)
+    check_source(model)
+    if model.model is not None:
+        load_tokenizer(model.tokenizer or model.model)
+    return [dict(row) for row in load_rows(data)]
 
 
 def _prompts(options: DistilArguments, data: DataArguments, console: Console) -> list[dict[str, Any]]:

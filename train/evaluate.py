@@ -72,7 +72,9 @@ class EvaluateArguments:
     max_length: int | None = option(None, "Most tokens of prompt and answer; longer prompts lose their beginning.")
     resamples: int = option(10_000, "Of the bootstrap.")
     overwrite: bool = option(False, "Evaluate anew what --out holds already.")
-    dtype: str = option("auto", "auto (as saved), float32, bfloat16 or float16.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "Of the weights in memory; auto: as they were saved."
+    )
     device: str = option("auto", "auto, cpu, cuda, ...")
 
 

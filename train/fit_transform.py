@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
@@ -26,7 +27,7 @@ from cc_model.files import write_text
 from train.common.arguments import DataArguments, option, parse
 from train.common.console import open_console, say
 from train.common.files import output_folder
-from train.common.models import best_device, load_options, load_trained, save_options
+from train.common.models import REPORT_FILE, chosen_device, load_options, load_trained, save_options
 from train.common.rows import check_rows, pair_numbers
 from train.data.sources import load_rows
 
@@ -36,7 +37,6 @@ DESCRIPTION = (
     "saves the model with the matrix. Without --dataset the rows are those that the model was trained on. The options "
     "may stand in a YAML file given first."
 )
-REPORT_FILE = "transform_report.json"
 
 
 @dataclass
@@ -53,7 +53,9 @@ class FitArguments:
     per_layer: bool = option(False, "One matrix for each layer instead of the paper's single one.")
     affine: bool = option(False, "Also fit a bias.")
     holdout: float = option(0.1, "Share of the pairs kept out of the fit, on which the report is measured.")
-    dtype: str = option("auto", "auto (as saved), float32, bfloat16 or float16.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "Of the weights in memory; auto: as they were saved."
+    )
     device: str = option("auto", "auto, cpu, cuda, ...; with several processes each takes its own of that type.")
     seed: int = option(0, "Of the choice of pairs.")
 
@@ -64,8 +66,18 @@ def report_table(report: Any) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     for name, quality in [("all", report.overall), *((str(i), q) for i, q in enumerate(report.layers))]:
-        table.add_row(name, f"{quality.r2:.3f}", f"{quality.cosine:.3f}", f"{quality.cosine_before:.3f}")
+        numbers = (quality.r2, quality.cosine, quality.cosine_before)
+        table.add_row(name, *("–" if math.isnan(number) else f"{number:.3f}" for number in numbers))
     return table
+
+
+def _as_json(value: Any) -> Any:
+    """The same with None for NaN, which JSON does not have: R² of one pair, or of none."""
+    if isinstance(value, Mapping):
+        return {name: _as_json(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return list(map(_as_json, value))
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def run_fit(options: FitArguments, data: DataArguments, console: Console | None = None) -> Any:
@@ -113,8 +125,7 @@ def run_fit(options: FitArguments, data: DataArguments, console: Console | None 
 
 def started_processes(device: str) -> PartialState:
     """The processes that torchrun or `accelerate launch` started, with a device for each; else this one alone."""
-    kind = best_device() if device == "auto" else torch.device(device)
-    return PartialState(cpu=kind.type == "cpu")
+    return PartialState(cpu=chosen_device(device).type == "cpu")
 
 
 def _save(model: Any, collator: ParallelCollator, report: Any, folder: Path, source: str) -> None:
@@ -122,7 +133,7 @@ def _save(model: Any, collator: ParallelCollator, report: Any, folder: Path, sou
     if folder != Path(source):
         collator.tokenizer.save_pretrained(folder)
         save_options(folder, load_options(source))
-    write_text(folder / REPORT_FILE, json.dumps(asdict(report), indent=2) + "\n")
+    write_text(folder / REPORT_FILE, json.dumps(_as_json(asdict(report)), indent=2, allow_nan=False) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

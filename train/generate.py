@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -42,7 +42,7 @@ class GenerateArguments:
     _argument_group_name = "generate"
 
     model: str = option("", "Folder that train.sft or train.fit_transform wrote (required).")
-    prompt: list[str] | None = option(None, "One or more prompts.")  # noqa: RUF009
+    prompt: list[str] | None = option(None, "One or more prompts, answered before those of --file.")  # noqa: RUF009
     file: str | None = option(
         None,
         "Prompts from a file: .jsonl, .json, .csv or .parquet with a column instruction (or messages), or text with "
@@ -57,7 +57,9 @@ class GenerateArguments:
     batch_size: int = option(16, "Prompts at a time.")
     max_prompts: int | None = option(None, "Answer only the first N prompts of the file.")
     out: str | None = option(None, "Also write prompts and answers to this .jsonl file.")
-    dtype: str = option("auto", "auto (as saved), float32, bfloat16 or float16.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "Of the weights in memory; auto: as they were saved."
+    )
     device: str = option("auto", "auto, cpu, cuda, ...")
     seed: int = option(0, "Of --do_sample.")
 
@@ -140,6 +142,10 @@ def run_generate(options: GenerateArguments, console: Console | None = None) -> 
     console = open_console(console)
     if not options.model:
         raise ValueError("model: expected --model, the folder that train.sft wrote")
+    for name in ("max_new_tokens", "num_beams", "batch_size", "max_prompts"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: expected a positive number, got {value}")
     rows = read_prompts(options)
     out = None if options.out is None else output_file(options.out, "out")
     model, collator = load_trained(options.model, options.device, options.dtype)

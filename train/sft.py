@@ -32,7 +32,7 @@ from train.common.checkpoints import last_complete_checkpoint
 from train.common.console import open_console, say
 from train.common.english_in_prompt import make_collator
 from train.common.files import output_folder
-from train.common.models import load_for_training, save_options, set_end_of_turn
+from train.common.models import load_for_training, remove_stale, save_options, set_end_of_turn
 from train.common.resume import KeepOptions, check_options, check_parts, options_of, other_rows
 from train.common.rows import check_rows, choose_pairs, count_pivots
 from train.common.training import check_training, make_trainer
@@ -59,7 +59,8 @@ def find_checkpoint(arguments: SftArguments) -> str | None:
     """The checkpoint to resume from: a folder, or with `true` the last complete one in the output folder, if any.
 
     Raises:
-        ValueError: the folder does not exist, or there are checkpoints and neither resuming nor overwriting was asked.
+        ValueError: the folder does not exist, or there are checkpoints, or a model, and neither resuming nor
+            overwriting was asked.
     """
     folder = Path(str(arguments.output_dir))
     asked = arguments.resume_from_checkpoint
@@ -68,6 +69,11 @@ def find_checkpoint(arguments: SftArguments) -> str | None:
             raise ValueError(
                 f"output_dir: {folder} holds checkpoints already; continue with --resume_from_checkpoint true, start "
                 "anew with --overwrite, or choose another folder"
+            )
+        if (folder / "config.json").is_file() and not arguments.overwrite:
+            raise ValueError(
+                f"output_dir: {folder} holds a model already; train anew over it with --overwrite, or choose another "
+                "folder"
             )
         return None
     if str(asked).lower() == "true":
@@ -118,17 +124,19 @@ def run_sft(
     if model_options.method == "cc" and arguments.pivot_graph:
         use_pivot_graph(model)
     rows, eval_rows = _checked(rows, eval_rows, collator, arguments)
-    trainer = make_trainer(model, collator, rows, arguments, eval_rows, model_options.method, console, kind)
+    joined, method = token_options.english_in_prompt, model_options.method
+    trainer = make_trainer(model, collator, rows, arguments, eval_rows, method, console, kind, joined)
     trainer.add_callback(KeepOptions(options))
     if model_options.simulated_share > 0:
         trainer.add_callback(_simulated_training(model_options, collator, rows, arguments.seed))
     main_process = trainer.is_world_process_zero()
     if main_process:
         _announce(console, model, rows, options, checkpoint)
-        save_options(folder, options)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
-    if main_process:
+    if main_process:  # not before: a run that fails leaves an earlier model as it is
+        remove_stale(folder, method, tokenizer)
+        save_options(folder, options)
         write_text(folder / HISTORY_FILE, json.dumps(trainer.state.log_history, indent=1) + "\n")
         if collator.truncated:
             say(console, f"{collator.truncated:,} rows were longer than {collator.max_length} tokens and were cut")

@@ -137,3 +137,12 @@ def test_a_document_that_asks_for_nothing_there_is_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([str(path)])
     assert "page.md: show: expected one of" in capsys.readouterr().err
+
+
+def test_a_document_that_is_not_there_is_named(tmp_path, capsys):
+    (tmp_path / "there.md").write_text("text")
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "there.md"), "nothere.md"])
+    shown = capsys.readouterr()
+    assert "error: FILE: expected a document, found no file nothere.md" in shown.err
+    assert shown.out == ""  # nothing was rewritten before

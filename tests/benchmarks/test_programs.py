@@ -150,3 +150,14 @@ def test_fit_matrix_refuses(arguments, message, capsys):
     with pytest.raises(SystemExit):
         fit_matrix.main(arguments)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("foo", "expected cpu or cuda, got 'foo'"), ("cuda", "expected cpu on a machine without a GPU, got 'cuda'")],
+)
+def test_a_device_that_is_not_there(monkeypatch, capsys, device, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        profile_fusion.main([*PROFILE, "--device", device])
+    assert f"error: argument --device: {message}" in capsys.readouterr().err

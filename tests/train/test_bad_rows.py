@@ -155,6 +155,25 @@ def test_swapped_columns(tmp_path):
         load_rows(DataArguments(dataset=path, instruction_column="output"))
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"q": "a", "en": "b", "a": "c"},
+            r"instruction_column: expected a column 'instruction' .*, got \['q', 'en', 'a'\]",
+        ),
+        ({"instruction": "a", "answer": "b"}, r"output_column: .* 'output' .*, got \['instruction', 'answer'\]"),
+    ],
+)
+def test_all_columns_are_named_where_one_is_missing(tmp_path, row, message):
+    options = DataArguments(dataset=written(tmp_path / "rows.jsonl", [row]))
+    with pytest.raises(ValueError, match=message):
+        load_rows(options)
+    (tmp_path / "rows.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r"dataset: expected rows in .*, got none"):
+        load_rows(options)
+
+
 def test_turns_keep_their_further_entries(tmp_path):
     path = written(
         tmp_path / "rows.jsonl", [{"messages": [CHAT[0], {**CHAT[1], "thinking": "hm"}], "id": n} for n in "ab"]

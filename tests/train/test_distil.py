@@ -236,7 +236,10 @@ def test_answers_of_other_options_or_prompts_are_refused(folder, tmp_path):
         (["--max_new_tokens", "0"], "max_new_tokens: expected a positive number, got 0"),
         (["--answer_batch_size", "0"], "answer_batch_size: expected a positive number, got 0"),
         (["--answers_only", "false"], "dataset: expected --dataset with labelled rows, or --answers_only, got neither"),
-        (["--answers_only", "false", *LABELLED], "threshold: expected answers to learn from, got none of 4"),
+        (
+            ["--answers_only", "false", *LABELLED, "--model", "{vanilla}"],
+            "threshold: expected answers to learn from, got none of 4",
+        ),
     ],
 )
 def test_bad_arguments(folder, tmp_path, arguments, message):

@@ -1,6 +1,8 @@
 """train.evaluate: its options, the names of an earlier version, and what is refused."""
 
+import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +12,7 @@ from evaluation_data import options, write_data, write_model
 from rich.console import Console
 
 from train.evaluate import EvaluateArguments, chosen_modes, main
+from train.evaluation.runs import Runs, fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -87,3 +90,36 @@ def test_errors(root, tmp_path, monkeypatch, changed, message):
     arguments |= {"benchmarks": "xnli", **changed}
     with pytest.raises(SystemExit, match=f"train.evaluate: {message}"):
         main([part for name, value in arguments.items() for part in (f"--{name}", str(value))])
+
+
+class Task:
+    """What `Runs` reads of a task that generates."""
+
+    def __init__(self, tokens, prompt="a"):
+        self.config = SimpleNamespace(generation_kwargs={"max_gen_toks": tokens} if tokens else None)
+        self.docs = [{"prompt": prompt, "answers": ["b"]}]
+
+    def test_docs(self):
+        return self.docs
+
+
+def test_the_option_that_changed_is_named(tmp_path):
+    runs = Runs(tmp_path, {"model": "m"})
+    path = runs.path("xlsum", "fr", "off")
+    path.parent.mkdir(parents=True)
+
+    def keep(**settings):
+        path.write_text(json.dumps({"settings": {"model": "m", **settings}, "results": []}))
+
+    keep(max_new_tokens=4, rows=fingerprint(Task(4)))
+    assert runs.saved("xlsum", "fr", "off", Task(4)) is not None
+    with pytest.raises(ValueError, match=r"fr\.off\.json was made with max_new_tokens=4, now it is 5; choose"):
+        runs.saved("xlsum", "fr", "off", Task(5))
+    with pytest.raises(ValueError, match="was made with rows='"):
+        runs.saved("xlsum", "fr", "off", Task(4, prompt="other"))
+    keep(rows=fingerprint(Task(4)))  # by an earlier version
+    assert runs.saved("xlsum", "fr", "off", Task(4)) is not None
+    with pytest.raises(ValueError, match="was made with rows or max_new_tokens='"):
+        runs.saved("xlsum", "fr", "off", Task(5))
+    keep(max_new_tokens=None, rows=fingerprint(Task(None)))
+    assert runs.saved("xlsum", "fr", "off", Task(None)) is not None

@@ -268,7 +268,7 @@ def test_translations_share_their_prompt_in_an_experiment(job):
         ({"scratch": None}, "model: expected either model or scratch, got neither"),
         ({"maps_of": "nothing"}, "maps_of: expected one of vanilla, cc"),
         ({"maps": {"odd": {"rigde": 1}}}, r"maps: odd: expected some of ridge, .*, got \['rigde'\]"),
-        ({"steps": 0}, "expected seeds, and steps"),
+        ({"steps": 0}, "steps: expected a number above 0, got 0"),
         (
             {"conditions": {"vanilla": {"method": "plain"}}},
             "conditions: vanilla: method: expected one of vanilla, cc, both, got 'plain'",

@@ -8,8 +8,7 @@ from rich.console import Console
 
 from cc_model import connection_disabled, from_pretrained
 from train.common.answers import generate_answers
-from train.common.models import load_trained
-from train.fit_transform import REPORT_FILE
+from train.common.models import REPORT_FILE, load_trained
 from train.fit_transform import main as fit
 from train.generate import GenerateArguments, run_generate
 from train.generate import main as generate

@@ -102,7 +102,7 @@ def test_docstring_examples(path):
     assert doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE).failed == 0
 
 
-@pytest.mark.parametrize("module", ["statistics", "job"])
+@pytest.mark.parametrize("module", ["entries", "job", "statistics"])
 def test_docstring_examples_of_the_experiment(module):
     result = doctest.testmod(importlib.import_module(f"train.experiment.{module}"))
     assert (result.failed, result.attempted > 0) == (0, True)

@@ -11,14 +11,13 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from train.common.connection_arguments import ConnectionArguments, connection_config, option
 from train.common.console import open_console
+from train.common.files import read_yaml
 
 
 @dataclass
@@ -127,7 +126,7 @@ class SftArguments(TrainingArguments):
         "Let so many rows of one English prompt follow each other, so that they share its pass; less random order. "
         "Left out: random rows.",
     )
-    overwrite: bool = option(False, "Train from the start although --output_dir holds checkpoints.")
+    overwrite: bool = option(False, "Train from the start although --output_dir holds checkpoints or a model.")
 
     def __post_init__(self) -> None:
         """Hand `gradient_checkpointing` on under the name that transformers 5.24 gives it, which else warns."""
@@ -265,14 +264,10 @@ def _shorten(parser: argparse.ArgumentParser, groups: Sequence[type]) -> None:
 
 def _yaml_options(path: str, parser: argparse.ArgumentParser, renamed: Mapping[str, str]) -> list[str]:
     """The entries of a YAML file as options, so that they are checked like those of the command line."""
-    if not Path(path).is_file():
-        parser.error(f"config: expected a YAML file, found no {path}")
     try:
-        entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        parser.error(f"config: {path} is not valid YAML: {error}")
-    if not isinstance(entries, dict):
-        parser.error(f"config: expected `name: value` lines in {path}, got {type(entries).__name__}")
+        entries = read_yaml(path)
+    except ValueError as error:
+        parser.error(str(error))
     known = {option.removeprefix("--") for option in parser._option_string_actions} | set(renamed)
     options: list[str] = []
     for name, value in entries.items():

@@ -104,6 +104,20 @@ class EnglishInPrompt(ParallelCollator):
         """Tokens of a row after truncation."""
         return super().lengths(with_english([feature])[0])
 
+    def alone(self) -> ParallelCollator:
+        """The same collator, which reads the question alone: for a student of a model that reads both.
+
+        Example:
+            >>> from train.common.models import new_tokenizer
+            >>> row = {"instruction": "Land?", "instruction_en": "Country?", "output": "Japan"}
+            >>> tokenizer = new_tokenizer([row], 300)
+            >>> tokenizer.decode(EnglishInPrompt(tokenizer).alone()([row])["input_ids"][0])
+            '<|bos|><|user|>Land?<|eos|><|assistant|>Japan<|eos|>'
+        """
+        collator = ParallelCollator.__new__(ParallelCollator)
+        vars(collator).update(vars(self))
+        return collator
+
 
 def make_collator(tokenizer: Any, english_in_prompt: bool = False, **options: Any) -> ParallelCollator:
     """The collator of a training's options: `EnglishInPrompt`, or `ParallelCollator`, whose options the others are.

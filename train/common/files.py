@@ -23,6 +23,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 JSON, PARQUET, CSV = (".json", ".jsonl"), (".parquet",), (".csv",)
 SUFFIXES = (*JSON, *PARQUET, *CSV)
 
@@ -145,6 +147,30 @@ def _parquet(file: Path, argument: str) -> Iterator[Record]:
     return (Record(f"row {number}", row) for number, row in enumerate(rows, start=1))
 
 
+def read_yaml(path: str | os.PathLike[str], argument: str = "config") -> dict[str, Any]:
+    """The entries of a YAML file.
+
+    Raises:
+        ValueError: there is no such file, it is no UTF-8 or no YAML, or holds something else than entries.
+
+    Example:
+        >>> path = Path(tempfile.mkdtemp()) / "config.yaml"
+        >>> _ = path.write_text("max_steps: 10\\n")
+        >>> read_yaml(path)
+        {'max_steps': 10}
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"{argument}: expected a YAML file, found no {path}")
+    text = "\n".join(_lines(Path(path), argument))
+    try:
+        entries = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # a date that is none is a ValueError
+        raise ValueError(f"{argument}: {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(entries, dict):
+        raise ValueError(f"{argument}: expected `name: value` lines in {path}, got {type(entries).__name__}")
+    return entries
+
+
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
     r"""Rows as JSON, one a line, which `read_records` reads back.
 
@@ -203,4 +229,4 @@ def output_file(file: str | os.PathLike[str], argument: str) -> Path:
     return path
 
 
-__all__ = ["SUFFIXES", "Record", "json_lines", "output_file", "output_folder", "read_records"]
+__all__ = ["SUFFIXES", "Record", "json_lines", "output_file", "output_folder", "read_records", "read_yaml"]

@@ -21,6 +21,9 @@ from train.common.tokenizer import train_tokenizer
 
 CC_CONFIG_FILE = "cc_config.json"  # which a patched model's save_pretrained writes
 OPTIONS_FILE = "sft_options.json"  # how rows were read and became tokens, for fitting and generating
+REPORT_FILE = "transform_report.json"  # of the fit
+TEMPLATE_FILE = "chat_template.jinja"  # which a tokenizer's save_pretrained writes, if it has one
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 TEXT_COLUMNS = ("instruction", "instruction_en", "output")
 
 
@@ -64,14 +67,26 @@ def new_model(fields: Mapping[str, Any], tokenizer: Any) -> Any:
     return AutoModelForCausalLM.from_config(config)
 
 
+def check_source(options: ModelArguments) -> None:
+    """Refuse both, or none, of `--model` and `--scratch`.
+
+    Raises:
+        ValueError: as said.
+
+    Example:
+        >>> check_source(ModelArguments(model="Qwen/Qwen2.5-0.5B"))
+    """
+    if (options.model is None) == (options.scratch is None):
+        raise ValueError("model: expected either --model or --scratch, got " + ("both" if options.model else "neither"))
+
+
 def load_for_training(options: ModelArguments, rows: Iterable[Mapping[str, Any]]) -> tuple[Any, Any]:
     """The model that `--model` or `--scratch` names, patched for `--method cc`, and its tokenizer.
 
     Raises:
         ValueError: both or none of `--model` and `--scratch`, or `--scratch` is not valid.
     """
-    if (options.model is None) == (options.scratch is None):
-        raise ValueError("model: expected either --model or --scratch, got " + ("both" if options.model else "neither"))
+    check_source(options)
     tokenizer: Any
     model: Any
     if options.scratch is not None:
@@ -102,13 +117,15 @@ def load_trained(folder: str, device: str = "auto", dtype: str = "auto") -> tupl
     """A model that `train.sft` wrote, in evaluation mode, and the collator that it was trained with.
 
     Raises:
-        ValueError: `folder` is none.
+        ValueError: `folder` is none, or there is no such `dtype` or `device`.
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, got {dtype!r}")
+    place = chosen_device(device)
     collator = load_collator(folder)
     load: Any = from_pretrained if (Path(folder) / CC_CONFIG_FILE).is_file() else AutoModelForCausalLM.from_pretrained
     model = load(folder, dtype=dtype if dtype == "auto" else getattr(torch, dtype))
-    model = model.to(best_device() if device == "auto" else device).eval()
-    return model, collator
+    return model.to(place).eval(), collator
 
 
 def load_collator(folder: str) -> ParallelCollator:
@@ -128,6 +145,29 @@ def best_device() -> torch.device:
     return found or torch.device("cpu")
 
 
+def chosen_device(name: str) -> torch.device:
+    """The device that an option names; `auto`: the accelerator if there is one, else the CPU.
+
+    Raises:
+        ValueError: this machine has none of that name.
+
+    Example:
+        >>> chosen_device("cpu")
+        device(type='cpu')
+    """
+    best = best_device()
+    if name == "auto":
+        return best
+    try:
+        device = torch.device(name)
+    except RuntimeError:  # no name of a device
+        device = torch.device("meta")
+    there = ["auto", "cpu", *([best.type] if best.type != "cpu" else [])]
+    if device.type not in there or (device.index or 0) >= max(1, torch.accelerator.device_count()):
+        raise ValueError(f"device: expected one of {', '.join(there)} on this machine, got {name!r}")
+    return device
+
+
 def save_options(folder: str | Path, options: Mapping[str, Any]) -> None:
     """Write how rows were read (`"data"`) and became tokens (`"collator"`), so that later steps do the same."""
     write_text(Path(folder) / OPTIONS_FILE, json.dumps(options, indent=2, ensure_ascii=False) + "\n")
@@ -140,6 +180,27 @@ def load_options(folder: str | Path) -> dict[str, Any]:
         if place.is_file():
             return json.loads(place.read_text(encoding="utf-8"))
     return {}
+
+
+def remove_stale(folder: str | Path, method: str, tokenizer: Any) -> None:
+    """Remove what an earlier model of `folder` wrote, and the one that was just saved there did not.
+
+    Args:
+        folder: of the new model.
+        method: by which it was trained.
+        tokenizer: that was saved with it.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "cc_config.json").write_text("{}")
+        >>> remove_stale(folder, "vanilla", new_tokenizer([{"instruction": "Hallo"}], 300))
+        >>> list(folder.iterdir())
+        []
+    """
+    stale = {REPORT_FILE: True, CC_CONFIG_FILE: method != "cc", TEMPLATE_FILE: tokenizer.chat_template is None}
+    for name in (name for name, old in stale.items() if old):
+        (Path(folder) / name).unlink(missing_ok=True)
 
 
 def set_end_of_turn(model: Any, collator: ParallelCollator) -> None:
@@ -177,6 +238,8 @@ def json_object(name: str, text: str) -> dict[str, Any]:
 
 __all__ = [
     "best_device",
+    "check_source",
+    "chosen_device",
     "connect",
     "json_object",
     "load_collator",
@@ -185,6 +248,7 @@ __all__ = [
     "load_trained",
     "new_model",
     "new_tokenizer",
+    "remove_stale",
     "save_options",
     "set_end_of_turn",
 ]

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from transformers import TrainingArguments
 
 from cc_model.data.collator import ParallelCollator
 from cc_model.integrations.trainer import CCTrainer, PlainCollator
 from train.common.arguments import SftArguments
+from train.common.english_in_prompt import EnglishInPrompt
 from train.common.progress import use_rich_progress
 
 if TYPE_CHECKING:  # an experiment on prepared rows runs where datasets is not installed
@@ -20,11 +22,12 @@ def make_trainer(
     model: Any,
     collator: ParallelCollator,
     rows: Dataset | Sequence[Mapping[str, Any]],
-    arguments: SftArguments,
+    arguments: TrainingArguments,
     eval_rows: Dataset | Sequence[Mapping[str, Any]] | None = None,
     title: str | None = "training",
     console: Console | None = None,
     kind: Callable[..., CCTrainer] = CCTrainer,
+    english_in_prompt: bool = False,
 ) -> CCTrainer:
     """A trainer for a patched model, or for a plain one, on the same rows.
 
@@ -33,18 +36,22 @@ def make_trainer(
             batches.
         collator: of the model's tokenizer.
         rows: with the collator's columns.
-        arguments: `remove_unused_columns` must be False, because the collator reads text; of ours it reads
-            `translations_per_batch`.
+        arguments: `SftArguments`, of which it reads `translations_per_batch`, or any `TrainingArguments`.
+            `remove_unused_columns` must be False, because the collator reads text.
         eval_rows: for the evaluation loss.
         title: shown at the progress bar; None shows none.
         console: of rich; a new one if None.
         kind: of trainer, made with the arguments of `CCTrainer` by name.
+        english_in_prompt: read rows with their English version, where `collator` is an `EnglishInPrompt`. Otherwise the
+            question alone is read, so that the collator of a teacher that reads both serves its student.
 
     Raises:
         ValueError: `remove_unused_columns` is set.
     """
     if arguments.remove_unused_columns:
         raise ValueError("remove_unused_columns: expected False (the collator reads the text columns), got True")
+    if isinstance(collator, EnglishInPrompt) and not english_in_prompt:
+        collator = collator.alone()
     trainer = kind(
         model=model,
         args=arguments,
@@ -52,7 +59,7 @@ def make_trainer(
         eval_dataset=eval_rows,
         data_collator=collator if hasattr(model, "cc") else PlainCollator(collator),
         processing_class=collator.tokenizer,
-        translations_per_batch=arguments.translations_per_batch,
+        translations_per_batch=getattr(arguments, "translations_per_batch", None),
     )
     use_rich_progress(trainer, title, console)
     return trainer

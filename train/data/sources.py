@@ -100,8 +100,10 @@ def _read_file(path: Path, options: DataArguments, answers: bool) -> Dataset:
     if path.suffix.lower() in PARQUET and path.is_file():  # typed, and not read into memory
         return load_dataset("parquet", data_files=str(path), split="train")
     records = read_records(path, "dataset")[: options.max_samples]
-    texts = (options.instruction_column, options.instruction_en_column, *([options.output_column] if answers else []))
-    present = dict.fromkeys(column for record in records for column in record.row)
+    texts = _columns(options, answers).values()
+    present = list(dict.fromkeys(column for record in records for column in record.row))
+    if records:
+        _check_columns(present, options, answers)
     columns = {}
     for column in (column for column in present if column in (*texts, *CHATS)):
         chat = column in CHATS
@@ -113,7 +115,7 @@ def _read_file(path: Path, options: DataArguments, answers: bool) -> Dataset:
             columns[column] = pyarrow.array(values, None if chat else pyarrow.string())
         except pyarrow.ArrowException as error:  # turns with further entries, of different types
             raise ValueError(f"dataset: column {column!r} of {path}: {error}") from error
-    return Dataset(pyarrow.table(columns if columns else {column: [] for column in present}))
+    return Dataset(pyarrow.table(columns))
 
 
 def _check_value(record: Record, column: str, chat: bool, where: str) -> None:
@@ -143,16 +145,26 @@ def _split(splits: DatasetDict, split: str, source: str) -> Dataset:
     return splits[split]
 
 
+def _columns(options: DataArguments, answers: bool) -> dict[str, str]:
+    """The column of each text, by the collator's names."""
+    given = {"instruction": options.instruction_column, "instruction_en": options.instruction_en_column}
+    return given | ({"output": options.output_column} if answers else {})
+
+
+def _check_columns(present: Sequence[str], options: DataArguments, answers: bool) -> None:
+    """Raise where a text that every row has is missing; `present` are all columns that there are."""
+    for name, column in _columns(options, answers).items():
+        if not {column, "messages"} & set(present) and name != "instruction_en":
+            raise ValueError(
+                f"{name}_column: expected a column {column!r} (or chat data in 'messages'), got {list(present)}"
+            )
+
+
 def _rename(rows: Dataset, options: DataArguments, answers: bool) -> Dataset:
     if "messages" in rows.column_names:
         return rows
-    given = {"instruction": options.instruction_column, "instruction_en": options.instruction_en_column}
-    given |= {"output": options.output_column} if answers else {}
-    for name, column in given.items():
-        if column not in rows.column_names and name != "instruction_en":
-            raise ValueError(
-                f"{name}_column: expected a column {column!r} (or chat data in 'messages'), got {rows.column_names}"
-            )
+    _check_columns(rows.column_names, options, answers)
+    given = _columns(options, answers)
     used = {column: name for name, column in given.items() if column in rows.column_names}
     if len(used) < sum(column in rows.column_names for column in given.values()):
         raise ValueError(f"instruction_column: expected a column of its own for each text, got {given}")

@@ -19,7 +19,8 @@ class AnswerFile:
     """The answers of one teacher to one list of prompts, in `answers.jsonl`.
 
     A line has the number of its row, the row's prompt columns, `output`, `log_likelihood`, `ended` and `targets`, where
-    there are some. It is written with its batch; a line that was not written to its end is answered again.
+    there are some. It is written with its batch; a line that was not written to its end is answered again. Before the
+    first answer nothing is written: a teacher that cannot answer leaves the folder as it was.
 
     Args:
         folder: of the file.
@@ -43,13 +44,10 @@ class AnswerFile:
         self, folder: str | Path, rows: Sequence[Mapping[str, Any]], options: Mapping[str, Any], anew: bool = False
     ) -> None:
         self.path, self.rows = Path(folder) / ANSWERS, rows
-        self.answers: dict[int, Answer] = {}
-        if self.path.is_file() and not anew:
+        self.options, self.answers = dict(options), dict[int, Answer]()
+        if not anew and self.path.is_file() and b"\n" in self.path.read_bytes():
             self._check_options(options)
             self._read()
-        else:
-            self.path.write_bytes(b"")
-            write_text(self.path.with_name(OPTIONS), json.dumps(dict(options), indent=1) + "\n")
 
     @property
     def missing(self) -> list[int]:
@@ -57,7 +55,10 @@ class AnswerFile:
         return [number for number in range(len(self.rows)) if number not in self.answers]
 
     def add(self, answers: Mapping[int, Answer]) -> None:
-        """Write a batch."""
+        """Write a batch; the first one takes the place of what was there."""
+        if not self.answers:
+            self.path.write_bytes(b"")
+            write_text(self.path.with_name(OPTIONS), json.dumps(self.options, indent=1) + "\n")
         lines = [
             {
                 "row": number,

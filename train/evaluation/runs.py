@@ -54,14 +54,21 @@ class Runs:
         if self.overwrite or not path.is_file():
             return None
         result = json.loads(path.read_text(encoding="utf-8"))
-        made = {"engine": "hf", **result["settings"]}  # which an earlier version did not write
-        for name, value in {**self.settings, "rows": fingerprint(task)}.items():
-            if made.get(name) != value:
-                raise ValueError(
-                    f"out: {path} was made with {name}={made.get(name)!r}, now it is {value!r}; choose "
-                    "another folder, or --overwrite"
-                )
+        now = self._settings_of(task)
+        # An earlier version did not write these two; the number of tokens is part of the hash of its rows.
+        made = {"engine": "hf", "max_new_tokens": now["max_new_tokens"], **result["settings"]}
+        differs = next((name for name, value in now.items() if made.get(name) != value), None)
+        if differs is not None:
+            hidden = differs == "rows" and "max_new_tokens" not in result["settings"]
+            raise ValueError(
+                f"out: {path} was made with {'rows or max_new_tokens' if hidden else differs}={made.get(differs)!r}, "
+                f"now it is {now[differs]!r}; choose another folder, or --overwrite"
+            )
         return result
+
+    def _settings_of(self, task: Any) -> dict[str, Any]:
+        tokens = (task.config.generation_kwargs or {}).get("max_gen_toks")
+        return {**self.settings, "max_new_tokens": tokens, "rows": fingerprint(task)}
 
     def run(self, lm: Any, benchmark: str, language: str, mode: str, task: Any) -> Result:
         """Evaluate a task with lm-eval and save its result."""
@@ -73,7 +80,7 @@ class Runs:
             "benchmark": benchmark,
             "language": language,
             "mode": mode,
-            "settings": {**self.settings, "rows": fingerprint(task)},
+            "settings": self._settings_of(task),
             "seconds": round(time.perf_counter() - start, 2),
             "results": [kept(benchmark, sample) for sample in samples],
         }

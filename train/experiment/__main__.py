@@ -66,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             results = read_results(options.out, settings)
         else:
             results = run_all(settings, options.out, options.jobs, options.stop_after, console)
+            if not results:
+                raise ValueError("no job has ended: there is nothing to report, and what failed is told above")
         say(console, f"report: {write_report(settings, results, Path(options.out))}")
     except ValueError as error:
         raise SystemExit(f"train.experiment: {error}") from error

@@ -16,6 +16,7 @@ from cc_model.files import write_text
 from train.common.console import open_console, say
 from train.common.files import json_lines, output_folder, read_records
 from train.common.modes import VANILLA
+from train.experiment.data import load
 from train.experiment.settings import TRUTH, Settings
 
 RESULTS = "results.jsonl"
@@ -59,7 +60,7 @@ def run_all(
         console: of rich; a new one if None.
 
     Raises:
-        ValueError: `jobs` is below 1, or nothing can be written into the folder.
+        ValueError: `jobs` is below 1, nothing can be written into the folder, or a seed's rows cannot be had.
     """
     if jobs < 1:
         raise ValueError(f"jobs: expected 1 or more, got {jobs}")
@@ -69,6 +70,8 @@ def run_all(
     done = {(result["condition"], result["seed"]) for result in results}
     waiting: list[Job] = [(name, seed) for seed in settings.seeds for name in settings.conditions]
     waiting = [job for job in waiting if job not in done]
+    for seed in {seed for _, seed in waiting}:
+        load(settings, seed)  # what is wrong with the data is said once, before the first job
     say(console, f"{len(done)} of {len(done) + len(waiting)} jobs are done, {jobs} at a time")
     # Forked from a server that has imported everything, before any device is initialised.
     context = multiprocessing.get_context("forkserver")

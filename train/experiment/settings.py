@@ -8,16 +8,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-import yaml
-
+from cc_kernels.backend import BACKENDS
 from cc_model import CCConfig
+from train.common.files import read_yaml
 from train.common.modes import VANILLA
+from train.experiment.entries import entry
 
 CC, BOTH, TRUTH = "cc", "both", "truth"
 METHODS = (VANILLA, CC, BOTH)
-FIT_OPTIONS = ("ridge", "per_layer", "affine", "pairs")
+FIT_OPTIONS: dict[str, type] = {"ridge": float, "per_layer": bool, "affine": bool, "pairs": int}
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class Condition:
         if self.method not in METHODS:
             raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {self.method!r}")
         CCConfig.from_dict(dict(self.config))
+        if not 0 <= self.ramp <= 1:
+            raise ValueError(f"ramp: expected a share from 0 to 1, got {self.ramp}")
+        if self.refit_steps < 0:
+            raise ValueError(f"refit_steps: expected 0 or more, got {self.refit_steps}")
         if self.keep is not None and (self.teacher in (None, TRUTH) or not 0 < self.keep <= 1):
             raise ValueError(
                 f"keep: expected a share above 0 and at most 1 of a teacher's answers, got {self.keep} of teacher "
@@ -118,8 +123,17 @@ class Settings:
             unknown = sorted(set(options) - set(FIT_OPTIONS))
             if unknown:
                 raise ValueError(f"maps: {name}: expected some of {', '.join(FIT_OPTIONS)}, got {unknown}")
-        if not self.seeds or min(self.steps, self.batch_size, self.questions, self.eval_batch_size) < 1:
-            raise ValueError("expected seeds, and steps, batch_size, questions and eval_batch_size above 0")
+            if options.get("ridge", 0) < 0 or options.get("pairs", 1) < 1:
+                raise ValueError(f"maps: {name}: expected ridge from 0 on and pairs above 0, got {dict(options)}")
+        if not self.seeds or min(self.seeds) < 0:
+            raise ValueError(f"seeds: expected one or more numbers from 0 on, got {list(self.seeds)}")
+        for name in _ABOVE_0:
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
+        if self.workers < 0:
+            raise ValueError(f"workers: expected 0 or more, got {self.workers}")
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {self.backend!r}")
 
     def _check_teacher(self, name: str, teacher: str | None) -> None:
         able = [TRUTH, *(other for other, condition in self.conditions.items() if condition.teacher is None)]
@@ -155,6 +169,10 @@ class Settings:
 
 
 _OWN = tuple(each.name for each in dataclasses.fields(Condition) if each.name != "config")
+_ABOVE_0 = (
+    *("steps", "batch_size", "learning_rate", "max_length", "vocab_size"),
+    *("fit_pairs", "refit_pairs", "questions", "eval_batch_size"),
+)
 _LATER = {"keep": None, "top": None, "text_weight": 0.0}
 _NOT_PART_OF_A_RESULT = ("conditions", "seeds", "data", "workers", "backend")
 
@@ -169,23 +187,30 @@ def read_settings(path: str | Path, **overrides: Any) -> Settings:
     Raises:
         ValueError: no such file, an unknown or a wrong entry.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"config: expected a YAML file, found no {path}")
-    entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(entries, dict):
-        raise ValueError(f"config: expected `name: value` lines in {path}, got {type(entries).__name__}")
+    entries = read_yaml(path)
     entries |= {name: value for name, value in overrides.items() if value is not None}
     _refuse_unknown("config", entries, Settings)
     conditions = {}
-    for name, options in (entries.pop("conditions", None) or {}).items():
-        options = dict(options or {})
-        given = {key: options.pop(key) for key in list(options) if key in _OWN}
+    for name, options in entry("conditions", entries.pop("conditions", None) or {}, Mapping[str, Any]).items():
+        given = entry(f"conditions: {name}", options or {}, Mapping[str, Any])
         try:
-            conditions[name] = Condition(config=options, **given)
+            conditions[name] = _condition(given)
         except (ValueError, TypeError) as error:
             raise ValueError(f"conditions: {name}: {error}") from error
-    lists = {name: tuple(entries[name]) for name in ("languages", "relations", "seeds") if name in entries}
-    return Settings(conditions=conditions, **{**entries, **lists})
+    kinds = get_type_hints(Settings)
+    checked = {name: entry(name, value, kinds[name]) for name, value in entries.items()}
+    for name, options in checked.get("maps", {}).items():
+        for option in FIT_OPTIONS.keys() & options:
+            options[option] = entry(f"maps: {name}: {option}", options[option], FIT_OPTIONS[option])
+    return Settings(conditions=conditions, **checked)
+
+
+def _condition(given: Mapping[str, Any]) -> Condition:
+    """A condition: its own entries, and those of `CCConfig` beside them."""
+    kinds = {**get_type_hints(CCConfig), **get_type_hints(Condition), "config": Any}
+    checked = {name: entry(name, value, kinds.get(name, Any)) for name, value in given.items()}
+    own = {name: checked.pop(name) for name in list(checked) if name in _OWN}
+    return Condition(config=checked, **own)
 
 
 def _refuse_unknown(what: str, entries: Mapping[str, Any], kind: type) -> None:

@@ -99,6 +99,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each order")
     parser.add_argument("--steps", type=int, default=200, help=f"optimizer steps of {BATCH * ACCUMULATE} rows")
     options = parser.parse_args(arguments)
+    rows = BATCH * ACCUMULATE
+    if not all(1 <= k <= rows for k in options.translations):
+        parser.error(f"--translations: expected numbers from 1 to {rows}, rows of a step, got {options.translations}")
+    for name in ("seeds", "steps"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name}: expected a positive number, got {getattr(options, name)}")
     torch.set_num_threads(1)  # the operations are too small for more
     splits = build_rows(languages=LANGUAGES)
     tokenizer = train_tokenizer((row["instruction"] + row["output"] for row in splits["train"]), VOCABULARY)
