@@ -220,6 +220,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--generate", type=int, nargs="+", metavar="L", help="`generate` of models this deep")
     arguments = parser.parse_args(argv)
     dry = arguments.dry
+    for name in ("layers", "generate"):
+        if min(getattr(arguments, name) or [1]) < 1:
+            parser.error(f"--{name}: expected numbers of layers above 0, got {getattr(arguments, name)}")
     if dry and not HAS_TRITON:
         parser.error("--dry: expected triton to be installed, found none")
     device = torch.device("cuda", 0) if torch.cuda.is_available() and not dry else torch.device("cpu")

@@ -149,3 +149,10 @@ def test_counting_of_python_calls():
 
     found = decoding.python_calls(lambda: [inner(), len([]), inner()])
     assert found == {__file__: 3}
+
+
+@pytest.mark.parametrize(("option", "values"), [("--generate", [0]), ("--layers", [-1]), ("--layers", [2, 0])])
+def test_depths_that_no_model_has(capsys, option, values):
+    with pytest.raises(SystemExit):
+        host_time.main([option, *map(str, values)])
+    assert f"error: {option}: expected numbers of layers above 0, got {values}" in capsys.readouterr().err
