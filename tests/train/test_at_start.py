@@ -1,13 +1,14 @@
 """What the connection does before it is learned: the forced choice is the layer's row, added where it is said."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from tiny_llama import SCRATCH
 
-from train.experiment.at_start import main
+from train.experiment.at_start import main, render
 from train.experiment.data import load
 from train.experiment.settings import Condition, read_settings
 from train.experiment.training import make_model
@@ -81,3 +82,9 @@ def test_wrong_options(config, tmp_path, capsys, arguments, message):
         main([str(config), "--out", str(tmp_path / "out"), *arguments])
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_committed_report_says_what_was_measured():
+    folder = Path(__file__).parents[2] / "docs" / "experiments" / "at_start"
+    found = json.loads((folder / "at_start.json").read_text())
+    assert (folder / "report.md").read_text(encoding="utf-8") == "\n".join(render(found)) + "\n"
