@@ -158,7 +158,6 @@ ERRORS = [
     ({"noise": G.T}, ValueError, r"noise: expected shape \(K, L\) = \(2, 3\), got \(3, 2\)"),
     ({"noise": G.long()}, TypeError, r"noise: expected a floating-point dtype, got torch.int64"),
     ({"noise": G.to(META)}, ValueError, r"noise: expected the device of bank, cpu, got meta"),
-    ({"bank": V.to_sparse()}, TypeError, r"bank: expected a dense tensor, got the layout torch.sparse_coo"),
     ({"bank": V.to(F8)}, TypeError, r"bank: expected a floating-point dtype of 16, 32 or 64 bits, got torch.float8"),
     ({"temperature": "1"}, TypeError, r"temperature: expected a number, got str"),
     ({"temperature": torch.tensor(1.0)}, TypeError, r"temperature: expected a number, got Tensor"),
@@ -177,3 +176,8 @@ ERRORS = [
 def test_errors(op, changed, error, message):
     with pytest.raises(error, match=message):
         op(**{"bank": V, "embeds": E, "weight": W, "noise": G, **changed})
+
+
+def test_sparse_tensors_raise():
+    with pytest.raises(TypeError, match=r"bank: expected a dense tensor, got the layout torch.sparse_coo"):
+        decide(V.to_sparse(), E, W)
