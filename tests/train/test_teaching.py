@@ -93,6 +93,14 @@ def test_only_a_student_brings_its_teacher(config, tmp_path):
     assert {result["condition"] for result in read_results(tmp_path)} == {"vanilla", "cc", "student_cc"}
 
 
+def test_conditions_run_alone_are_part_of_the_whole(config, tmp_path):
+    """Without its students a teacher would be another experiment, and run again for them."""
+    main([str(config), "--out", str(tmp_path), "--only", "cc", "--steps", "1"])
+    ended = read_results(tmp_path, read_settings(config, steps=1))
+    assert {result["condition"] for result in ended} == {"vanilla", "cc"}
+    assert all("halves" in result for result in ended)
+
+
 def test_halves_are_facts_in_all_their_languages(config):
     settings = read_settings(config, questions=1000, held_out=0.4)
     data = load(settings, 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from cc_kernels.backend import BACKENDS
@@ -48,14 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             seeds=options.seeds,
             backend=options.backend,
         )
+        wanted = list(settings.conditions)
         if options.only:
             unknown = sorted(set(options.only) - set(settings.conditions))
             if unknown:
                 raise ValueError(f"only: expected some of {', '.join(settings.conditions)}, got {unknown}")
             teachers = [settings.conditions[name].teacher for name in options.only]
-            wanted = (VANILLA, *options.only, *teachers)
-            kept = {name: c for name, c in settings.conditions.items() if name in wanted}
-            settings = replace(settings, conditions=kept, maps=settings.maps if settings.maps_of in kept else {})
+            wanted = [name for name in wanted if name in (VANILLA, *options.only, *teachers)]
         if options.prepare:
             for path in prepare(settings, options.prepare):
                 say(console, str(path))
@@ -65,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.report:
             results = read_results(options.out, settings)
         else:
-            results = run_all(settings, options.out, options.jobs, options.stop_after, console)
+            results = run_all(settings, options.out, options.jobs, options.stop_after, console, wanted)
             if not results:
                 raise ValueError("no job has ended: there is nothing to report, and what failed is told above")
         say(console, f"report: {write_report(settings, results, Path(options.out))}")

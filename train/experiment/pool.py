@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import time
 import traceback
+from collections.abc import Container
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def run_all(
     jobs: int = 1,
     stop_after: float | None = None,
     console: Console | None = None,
+    only: Container[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Run what is missing in `folder`; every result is written as it ends. Returns all results.
 
@@ -58,6 +60,7 @@ def run_all(
         jobs: processes at a time.
         stop_after: seconds after which no job is started.
         console: of rich; a new one if None.
+        only: the conditions that run; all if None. Which others there are is part of what a result depends on.
 
     Raises:
         ValueError: `jobs` is below 1, nothing can be written into the folder, or a seed's rows cannot be had.
@@ -68,8 +71,8 @@ def run_all(
     results = read_results(root, settings)
     others = [result for result in read_results(root) if result not in results]
     done = {(result["condition"], result["seed"]) for result in results}
-    waiting: list[Job] = [(name, seed) for seed in settings.seeds for name in settings.conditions]
-    waiting = [job for job in waiting if job not in done]
+    names = [name for name in settings.conditions if only is None or name in only]
+    waiting: list[Job] = [(name, seed) for seed in settings.seeds for name in names if (name, seed) not in done]
     for seed in {seed for _, seed in waiting}:
         load(settings, seed)  # what is wrong with the data is said once, before the first job
     say(console, f"{len(done)} of {len(done) + len(waiting)} jobs are done, {jobs} at a time")
