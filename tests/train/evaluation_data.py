@@ -60,6 +60,13 @@ def write_model(folder: Path, patched: bool = True, matrix: bool = True, seed: i
     return folder
 
 
+def write_both(folder: Path) -> Path:
+    """The data in `data` of a folder, and the model in `model`."""
+    write_data(folder / "data")
+    write_model(folder / "model")
+    return folder
+
+
 def options(root: Path, out: Path, **changed):
     """Options of a short run of train.evaluate on the data and the model of `root`."""
     from train.evaluate import EvaluateArguments  # needs lm-eval, which not every test of this module needs

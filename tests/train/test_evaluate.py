@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install 'cc-tuning[eval]')")
 
 from engine_stand_in import stand_in
-from evaluation_data import made_rows, options, write_data, write_model
+from evaluation_data import made_rows, options, write_both, write_model
 from PIL import Image
 from rich.console import Console
 
@@ -28,10 +28,7 @@ MODES = ("off", "matrix")
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("evaluate")
-    write_data(folder / "data")
-    write_model(folder / "model")
-    return folder
+    return write_both(tmp_path_factory.mktemp("evaluate"))
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install 'cc-tuning[eval]')")
 
-from evaluation_data import options, write_data, write_model
+from evaluation_data import options, write_both, write_model
 from rich.console import Console
 
 from train.evaluate import EvaluateArguments, chosen_modes, main
@@ -17,10 +17,7 @@ from train.evaluation.runs import Runs, fingerprint
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("evaluate")
-    write_data(folder / "data")
-    write_model(folder / "model")
-    return folder
+    return write_both(tmp_path_factory.mktemp("evaluate"))
 
 
 @pytest.mark.parametrize(
