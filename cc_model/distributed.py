@@ -137,6 +137,22 @@ def refuse_fsdp(model: nn.Module, action: str) -> None:
             )
 
 
+def refuse_shards(model: nn.Module, state_dict: Any, is_main_process: bool) -> None:
+    """Raise when a save would write the shards of one process, or nothing, in the place of whole weights."""
+    sharded = any(isinstance(module, FSDPModule) for module in model.modules())
+    gathered = "get_model_state_dict of torch.distributed.checkpoint.state_dict with full_state_dict=True"
+    if state_dict is None and (sharded or is_partitioned(model)):
+        raise ValueError(
+            f"state_dict: expected the whole weights of a sharded model, got None; all processes gather them "
+            f"({gathered}, or Accelerator.get_state_dict), then rank 0 saves"
+        )
+    if sharded and is_main_process and not state_dict:
+        raise ValueError(
+            f"state_dict: expected the whole weights of a sharded model, got none of them; {gathered} gives them to "
+            "rank 0 alone, so save there alone, or with is_main_process=False elsewhere"
+        )
+
+
 def without_wrappers(model: nn.Module) -> nn.Module:
     """The model inside `DistributedDataParallel`, `torch.compile` and DeepSpeed's engine; their forwards add nothing
     that a forward without a gradient needs."""
@@ -150,4 +166,7 @@ def without_wrappers(model: nn.Module) -> nn.Module:
             return wrapped
 
 
-__all__ = ["OtherProcessError", "Processes", "in_one_piece", "is_partitioned", "refuse_fsdp", "without_wrappers"]
+__all__ = [
+    *("OtherProcessError", "Processes", "in_one_piece", "is_partitioned", "refuse_fsdp", "refuse_shards"),
+    "without_wrappers",
+]

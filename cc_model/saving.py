@@ -28,6 +28,8 @@ from safetensors import SafetensorError, safe_open
 from cc_model.compat import keys_ignored_at_inference
 from cc_model.config import CCConfig
 from cc_model.connection.adapters import adapter_copies
+from cc_model.distributed import refuse_shards
+from cc_model.files import one_writer
 
 logger = logging.getLogger("cc_model")
 
@@ -75,7 +77,8 @@ def save(
     """`model.save_pretrained(directory)`: the stock files, the connection's weights and `cc_config.json`.
 
     The files are written to a folder beside their place and renamed, so that an interrupted save leaves the previous
-    checkpoint as it was. A process that is killed between two renames leaves a folder that does not load; what it had
+    checkpoint as it was. Of several processes that save into one folder each waits for the one before. A process that
+    is killed between two renames leaves a folder that does not load; what it had
     replaced stands in `.saving-*/old` there, until the next save. Only the main process does so; other processes call
     the stock method unchanged. Of a model with an adapter of transformers (`add_adapter`) the adapter alone is saved,
     as the stock method does.
@@ -101,6 +104,7 @@ def save(
     if kwargs.get("distributed_checkpoint"):
         raise ValueError("distributed_checkpoint: expected False for a patched model, got True; gather the weights")
     is_main = kwargs.get("is_main_process", True)
+    refuse_shards(model, kwargs.get("state_dict"), is_main)
     if plain:
         state = kwargs.get("state_dict")
         state = model.state_dict() if state is None else state
@@ -116,11 +120,7 @@ def save(
                     "is without the connection; give the adapter modules_to_save=['decision_maker']"
                 )
         target.mkdir(parents=True, exist_ok=True)
-        for abandoned in target.glob(f"{_STAGING}*"):  # of a save that was killed
-            shutil.rmtree(abandoned, ignore_errors=True)
-        with tempfile.TemporaryDirectory(dir=target, prefix=_STAGING) as made:
-            staging = Path(made) / "new"
-            staging.mkdir()
+        with one_writer(target), _staging(target) as staging:
             finish = functools.partial(
                 _finish, model, staging, target, kwargs.get("variant"), plain, serve, remote_code
             )
@@ -131,6 +131,17 @@ def save(
             kwargs.setdefault("repo_id", target.name)
             with _upload_from(model, target, finish):  # the stock method uploads before it returns
                 return stock(staging, **kwargs)
+
+
+@contextlib.contextmanager
+def _staging(target: Path) -> Iterator[Path]:
+    """A folder in `target` for the new files; those of saves that were killed go."""
+    for abandoned in target.glob(f"{_STAGING}*"):
+        shutil.rmtree(abandoned, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=target, prefix=_STAGING) as made:
+        staging = Path(made) / "new"
+        staging.mkdir()
+        yield staging
 
 
 def _finish(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from types import SimpleNamespace
 
 import pytest
@@ -236,3 +238,30 @@ def test_one_file_wins_over_an_index(tmp_path):
     for path in (tmp_path / "other").glob("model*"):
         shutil.copy(path, tmp_path / "model" / path.name)
     assert same_model(from_pretrained(tmp_path / "model"), model)
+
+
+def test_saves_at_the_same_time_wait_for_each_other(tmp_path, monkeypatch):
+    """As where every process of a training saves its copy: none takes the files of another for abandoned ones."""
+    (_, slow), (_, quick) = pair(seed=1), pair(seed=2)
+    stock = transformers.PreTrainedModel.save_pretrained
+    inside, go_on, order = threading.Event(), threading.Event(), []
+
+    def waiting(model, *args, **kwargs):
+        order.append(model)
+        if model is slow:
+            inside.set()
+            assert go_on.wait(10)
+        return stock(model, *args, **kwargs)
+
+    monkeypatch.setattr(transformers.PreTrainedModel, "save_pretrained", waiting)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(slow.save_pretrained, tmp_path)
+        assert inside.wait(60)
+        second = pool.submit(quick.save_pretrained, tmp_path)
+        assert wait([second], timeout=0.5).not_done
+        assert order == [slow]
+        go_on.set()
+        first.result(60)
+        second.result(60)
+    assert same_model(from_pretrained(tmp_path), quick)
+    assert not list(tmp_path.glob(".saving-*"))

@@ -26,6 +26,20 @@ def test_save_pretrained(two_processes, tmp_path):
     assert loaded.keys() == weights.keys()
 
 
+def test_a_save_of_shards_raises(two_processes, tmp_path):
+    folder = tmp_path / "shards"
+    first, second = two_processes.run(steps.refused_saves, str(folder))
+    assert len(first) == 3
+    assert set(first) == {
+        "state_dict: expected the whole weights of a sharded model, got None; all processes gather them "
+        "(get_model_state_dict of torch.distributed.checkpoint.state_dict with full_state_dict=True, or "
+        "Accelerator.get_state_dict), then rank 0 saves"
+    }
+    assert second[:3] == first
+    assert "got none of them; get_model_state_dict" in second[3]
+    assert not folder.exists()
+
+
 def test_generate(two_processes):
     _, model = pair(matrix=True)
     data = batch()

@@ -62,6 +62,19 @@ def saved(folder: str) -> dict[str, torch.Tensor]:
     return whole(model.state_dict())
 
 
+def refused_saves(folder: str) -> list[str]:
+    """The errors of saves that would write the shards of one process, or nothing, in the place of whole weights."""
+    model = sharded(training_model())
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    messages = []
+    for options in ({}, {"is_main_process": False}, {"plain": True}, *([{"state_dict": state}] if not state else [])):
+        try:
+            model.save_pretrained(folder, **options)
+        except ValueError as error:
+            messages.append(str(error))
+    return messages
+
+
 def generated() -> list[torch.Tensor]:
     """Tokens with the matrix and with the English prompt; the second prompts have their index in the middle."""
     _, model = pair(matrix=True)
