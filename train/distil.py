@@ -33,6 +33,7 @@ from train.common.files import json_lines, output_folder
 from train.common.models import check_source, load_tokenizer, load_trained
 from train.common.modes import ENGLISH, VANILLA, answering
 from train.common.rows import check_rows, has_pivot
+from train.common.training import launched_processes
 from train.data.sources import load_rows
 from train.distillation.selection import kept_report, reasons, taught_rows
 from train.distillation.store import ANSWERS, AnswerFile
@@ -154,7 +155,7 @@ def _check(options: DistilArguments, data: DataArguments, model: ModelArguments,
         )
     if data.dataset is None and not options.answers_only:
         raise ValueError("dataset: expected --dataset with labelled rows, or --answers_only, got neither")
-    if (count := PartialState().num_processes) > 1:
+    if (count := max(PartialState().num_processes, launched_processes())) > 1:
         raise ValueError(
             f"expected one process, got {count}: answer with --answers_only in one process, then give {ROWS} to "
             "train.sft in several"

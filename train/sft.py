@@ -33,7 +33,7 @@ from train.common.console import open_console, say
 from train.common.english_in_prompt import make_collator
 from train.common.files import output_folder
 from train.common.models import load_for_training, remove_stale, save_options, set_end_of_turn
-from train.common.resume import KeepOptions, check_options, check_parts, options_of, other_rows
+from train.common.resume import check_options, check_parts, keep_options, options_of, other_rows
 from train.common.rows import check_rows, choose_pairs, count_pivots
 from train.common.training import check_training, make_trainer
 from train.data.sources import load_rows
@@ -126,7 +126,7 @@ def run_sft(
     rows, eval_rows = _checked(rows, eval_rows, collator, arguments)
     joined, method = token_options.english_in_prompt, model_options.method
     trainer = make_trainer(model, collator, rows, arguments, eval_rows, method, console, kind, joined)
-    trainer.add_callback(KeepOptions(options))
+    keep_options(trainer, options)
     if model_options.simulated_share > 0:
         trainer.add_callback(_simulated_training(model_options, collator, rows, arguments.seed))
     main_process = trainer.is_world_process_zero()

@@ -255,3 +255,10 @@ def test_several_processes_are_told_what_to_do(folder, tmp_path, monkeypatch):
         SystemExit, match=r"expected one process, got 2: answer with --answers_only .* give rows\.jsonl to"
     ):
         main(command(folder, tmp_path, "--answers_only"))
+
+
+def test_processes_that_do_not_know_of_each_other(folder, tmp_path, monkeypatch):
+    """As accelerate starts them on a machine without an accelerator, unless it is told to use the CPU."""
+    monkeypatch.setattr(distil, "launched_processes", lambda: 2)
+    with pytest.raises(SystemExit, match="expected one process, got 2"):
+        main(command(folder, tmp_path, "--answers_only"))

@@ -4,8 +4,12 @@ import json
 import shutil
 
 import pytest
+from transformers import TrainerState
 
-from train.common.models import load_options
+from train.common.checkpoints import last_complete_checkpoint
+from train.common.arguments import CollatorArguments, DataArguments, ModelArguments, SftArguments
+from train.common.models import load_options, save_options
+from train.common.resume import options_of, other_rows
 from train.data import build_rows
 from train.sft import main
 
@@ -139,6 +143,61 @@ def test_another_order_of_the_rows_is_told(resume, capsys):
         "resuming with rows in another order: translations_per_batch: the checkpoint was trained with None, now it is 2"
     )
     assert told in " ".join(shown.split())
+
+
+def told(capsys):
+    """What differs, as it was said, without line breaks."""
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_another_number_of_rows_per_step_is_told(resume, capsys):
+    resume(per_device_train_batch_size=2, seed=7)
+    shown = told(capsys)
+    for name, old, new in (("rows_per_step", 4, 2), ("seed", 42, 7)):
+        text = f"resuming with rows in another order: {name}: the checkpoint was trained with {old}, now it is {new}"
+        assert text in shown
+
+
+def test_the_same_rows_per_step_in_other_parts(resume, capsys):
+    resume(per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    assert "resuming with" not in told(capsys)
+
+
+@pytest.mark.parametrize("bucket", [False, True])
+def test_another_number_of_processes_is_told(tmp_path, monkeypatch, bucket):
+    """Rows of similar length are grouped within a process, all others come in the same order."""
+
+    def options(batch, processes):
+        training = SftArguments(use_cpu=True, per_device_train_batch_size=batch, bucket_by_length=bucket)
+        monkeypatch.setattr(SftArguments, "world_size", processes)
+        return options_of(ModelArguments(), DataArguments(), CollatorArguments(), training)
+
+    save_options(tmp_path, options(4, 1))
+    words = "{}: the checkpoint was trained with {}, now it is {}".format
+    noise = f"other noise: {words('processes', 1, 2)}"
+    grouped = [f"rows in another order: {words('rows_per_process', 16, 8)}"] if bucket else []
+    assert other_rows(tmp_path, options(4, 1)) == []
+    assert other_rows(tmp_path, options(2, 2)) == [*grouped, noise]
+    assert f"rows in another order: {words('rows_per_step', 16, 32)}" in other_rows(tmp_path, options(4, 2))
+
+
+def test_a_complete_checkpoint_has_its_options(root, tmp_path, monkeypatch):
+    """Also where the run ends while older checkpoints are removed, after the file that says it is complete."""
+    written = TrainerState.save_to_json
+
+    def killed(state, path):
+        written(state, path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainerState, "save_to_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        main(arguments(root, tmp_path / "out"))
+    monkeypatch.undo()
+    assert last_complete_checkpoint(tmp_path / "out") == str(tmp_path / "out" / "checkpoint-1")
+    with pytest.raises(
+        SystemExit, match=r"max_length: the checkpoint .*checkpoint-1 was trained with 64, now it is 48"
+    ):
+        main(arguments(root, tmp_path / "out", max_length=48, resume_from_checkpoint="true"))
 
 
 def test_how_fast_a_step_is_may_change(resume, capsys):

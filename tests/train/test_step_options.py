@@ -166,6 +166,19 @@ def test_several_gpus_in_one_process(options, monkeypatch):
     check_training(arguments, "cc")
 
 
+def test_processes_that_would_each_train_alone(options, monkeypatch):
+    """As accelerate starts them on a machine without an accelerator, unless it is told to use the CPU."""
+    arguments = SftArguments(use_cpu=True)
+    monkeypatch.setattr(SftArguments, "world_size", 1)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    check_training(arguments, "cc")  # a scheduler's variable without a launcher's
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(ValueError, match="use_cpu: expected true for 2 processes on a machine without an accelerator"):
+        check_training(arguments, "vanilla")
+    monkeypatch.setattr(SftArguments, "world_size", 2)
+    check_training(arguments, "cc")
+
+
 def test_what_the_forward_refuses_reaches_the_user(options, monkeypatch):
     """A replica of nn.DataParallel gets the first rows of each column, and no window is read through it."""
     stock = CCTrainer.compute_loss

@@ -13,8 +13,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
-
 from cc_model import CCConfig
 from train.common.arguments import CollatorArguments, DataArguments, ModelArguments, SftArguments
 from train.common.models import CC_CONFIG_FILE, load_options, load_tokenizer, save_options
@@ -23,7 +21,7 @@ CONNECTION = tuple(each.name for each in fields(CCConfig))
 # Options that may be spelled in several ways: what they come to is compared by `check_parts`.
 BY_WHAT_THEY_GIVE = ("scratch", "scratch_vocab_size", "tokenizer", "chat_template", "dtype", "attn_implementation")
 COLUMNS = ("instruction_column", "instruction_en_column", "output_column")
-ORDER = ("bucket_by_length", "translations_per_batch")
+ORDER = ("bucket_by_length", "translations_per_batch", "train_sampling_strategy", "seed", "data_seed")
 NEW = {"english_in_prompt": False}  # what checkpoints from before the option were trained with
 SIMULATED = ("simulated_ramp", "refit_steps")
 # Entries of a model's configuration that say how it was made or is run, not what it is.
@@ -33,17 +31,21 @@ NOT_THE_MODEL = (
 )
 
 
-class KeepOptions(TrainerCallback):
-    """Puts the options into every checkpoint, where `check_options` finds them."""
+def keep_options(trainer: Any, options: Mapping[str, Any]) -> None:
+    """Let `trainer` put the options into every checkpoint, where `check_options` finds them.
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        self.options = options
+    They come with the weights, before `trainer_state.json`, which says that a checkpoint is complete: a callback's
+    `on_save` would be too late for a run that is killed while older checkpoints are removed.
+    """
+    save_model = trainer.save_model
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write them beside the weights."""
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero and folder.is_dir():
-            save_options(folder, self.options)
+    def with_options(output_dir: str | None = None, _internal_call: bool = False) -> None:
+        save_model(output_dir, _internal_call=_internal_call)
+        if output_dir is not None and trainer.args.should_save:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)  # sharded weights come later
+            save_options(output_dir, options)
+
+    trainer.save_model = with_options
 
 
 def options_of(
@@ -54,7 +56,13 @@ def options_of(
     How fast a step is (`share_pivots`, `loss_only`, `pivot_graph`) is not: the model is the same either way.
     """
     order = {name: getattr(training, name) for name in ORDER}
-    return {"model": asdict(model), "data": asdict(data), "collator": asdict(tokens), "order": order}
+    if training.bucket_by_length:
+        order["train_sampling_strategy"] = "group_by_length"  # as it is told to Trainer later
+    rows = training.train_batch_size * training.gradient_accumulation_steps
+    grouped = training.bucket_by_length or training.translations_per_batch is not None
+    order |= {"rows_per_step": rows * training.world_size, "rows_per_process": rows if grouped else None}
+    noise = {"processes": training.world_size}
+    return {"model": asdict(model), "data": asdict(data), "collator": asdict(tokens), "order": order, "noise": noise}
 
 
 def check_options(checkpoint: str, options: Mapping[str, Any]) -> None:
@@ -79,14 +87,15 @@ def check_options(checkpoint: str, options: Mapping[str, Any]) -> None:
 
 
 def other_rows(checkpoint: str, options: Mapping[str, Any]) -> list[str]:
-    """What differs in the choice of rows or in their order, in words.
+    """What differs in the choice of rows, in their order or in the noise, in words.
 
-    Either is allowed, but a resumed training goes on at a row's number: some rows come twice, and others not at all.
+    Each is allowed, but a resumed training goes on at a row's number: some rows come twice, and others not at all. Each
+    process draws noise of its own.
     """
     kept = load_options(checkpoint)
     return [
         f"{what}: {name}: the checkpoint was trained with {_shown(kept[part][name])}, now it is {_shown(value)}"
-        for part, what in (("data", "other rows"), ("order", "rows in another order"))
+        for part, what in (("data", "other rows"), ("order", "rows in another order"), ("noise", "other noise"))
         for name, value in options[part].items()
         if name in kept.get(part, {}) and not _same(name, kept[part][name], value)
     ]
@@ -172,4 +181,4 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-__all__ = ["KeepOptions", "check_options", "check_parts", "options_of", "other_rows"]
+__all__ = ["check_options", "check_parts", "keep_options", "options_of", "other_rows"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -69,9 +70,15 @@ def check_training(arguments: SftArguments, method: str) -> None:
     """Refuse options of the order and the batches that cannot hold, before anything is loaded.
 
     Raises:
-        ValueError: more translations than an optimizer step has rows, or together with another order of the rows; or
-            several GPUs in one process, which would cut what the rows of a batch share.
+        ValueError: more translations than an optimizer step has rows, or together with another order of the rows;
+            several GPUs in one process, which would cut what the rows of a batch share; or several processes that
+            would each train alone.
     """
+    if (count := launched_processes()) > 1 and arguments.world_size == 1:  # accelerate, which was not told to use CPUs
+        raise ValueError(
+            f"use_cpu: expected true for {count} processes on a machine without an accelerator, where each would train "
+            f"alone, in the same output_dir, got {arguments.use_cpu}"
+        )
     translations = arguments.translations_per_batch
     if translations is not None:
         batch, steps = arguments.per_device_train_batch_size, arguments.gradient_accumulation_steps
@@ -95,4 +102,9 @@ def check_training(arguments: SftArguments, method: str) -> None:
         )
 
 
-__all__ = ["check_training", "make_trainer"]
+def launched_processes() -> int:
+    """How many processes torchrun or `accelerate launch` started together with this one, which it counts, too."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
+
+
+__all__ = ["check_training", "launched_processes", "make_trainer"]
