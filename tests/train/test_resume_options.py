@@ -6,8 +6,8 @@ import shutil
 import pytest
 from transformers import TrainerState
 
-from train.common.checkpoints import last_complete_checkpoint
 from train.common.arguments import CollatorArguments, DataArguments, ModelArguments, SftArguments
+from train.common.checkpoints import last_complete_checkpoint
 from train.common.models import load_options, save_options
 from train.common.resume import options_of, other_rows
 from train.data import build_rows
