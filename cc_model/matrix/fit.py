@@ -101,22 +101,23 @@ def fit_transform_matrix(
         >>> round(report.overall.r2, 3), tuple(model.cc.transform_matrix.shape)
         (1.0, (64, 64))
     """
-    root = without_wrappers(model)
-    inner: Any = unwrap(root)
-    _check_arguments(inner, batches, ridge, holdout, report_rows, seed)
-    for name, flag in (("per_layer", per_layer), ("affine", affine), ("progress", progress)):
-        check_flag(name, flag)
     processes = Processes(process_group)
-    collected = _Collected(inner.cc, per_layer, holdout, report_rows, seed, processes)
-    checked: Iterable[Mapping[str, Any] | None] = map(partial(_checked, inner.cc.num_layers), batches)
-    with _evaluating(inner), processes.failing_together():
+    with processes.failing_together():
+        root = without_wrappers(model)
+        inner: Any = unwrap(root)
+        _check_arguments(inner, batches, ridge, holdout, report_rows, seed)
+        for name, flag in (("per_layer", per_layer), ("affine", affine), ("progress", progress)):
+            check_flag(name, flag)
+        collected = _Collected(inner.cc, per_layer, holdout, report_rows, seed, processes)
+        checked: Iterable[Mapping[str, Any] | None] = map(partial(_checked, inner.cc.num_layers), batches)
         if processes.size > 1 and not in_one_piece(inner):  # a forward needs the parameters of every process
             checked = processes.in_step(checked)
         hidden = not progress or processes.rank > 0
-        for batch in tqdm(checked, desc="fit Transform Matrix", unit="batch", disable=hidden):
-            source, target, usable = _pair_banks(root, inner, _FILLER if batch is None else batch)
-            if batch is not None:
-                collected.add(source, target, usable)
+        with _evaluating(inner):
+            for batch in tqdm(checked, desc="fit Transform Matrix", unit="batch", disable=hidden):
+                source, target, usable = _pair_banks(root, inner, _FILLER if batch is None else batch)
+                if batch is not None:
+                    collected.add(source, target, usable)
     pairs, held_out, skipped = collected.counts()
     matrices, bias, rank = collected.solve(ridge, affine)
     if ridge == 0 and processes.rank == 0:

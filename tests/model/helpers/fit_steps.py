@@ -42,8 +42,10 @@ def _failing(batches: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     raise OSError("the disk is full")
 
 
-def fitted(wrapper: str, counts: list[int], fail: bool = False, **options: Any) -> dict[str, Any]:
-    """Fit on `counts[rank]` batches; with `fail`, the batches of rank 1 end with an error.
+def fitted(
+    wrapper: str, counts: list[int], fail: bool = False, of_rank_1: Any = None, **options: Any
+) -> dict[str, Any]:
+    """Fit on `counts[rank]` batches; with `fail`, the batches of rank 1 end with an error; it may have other options.
 
     Returns:
         Matrix, bias and report, or the error; whether the connection was left as it was.
@@ -53,6 +55,7 @@ def fitted(wrapper: str, counts: list[int], fail: bool = False, **options: Any) 
     start = sum(counts[: dist.get_rank()])
     mine = prompt_pairs()[start : start + counts[dist.get_rank()]]
     connection = next(module for name, module in model.named_modules() if name.endswith("cc"))
+    options |= of_rank_1 or {} if dist.get_rank() == 1 else {}
     try:
         batches = _failing(mine) if fail and dist.get_rank() == 1 else iter(mine)
         report = fit_transform_matrix(model, batches, progress=False, **options)

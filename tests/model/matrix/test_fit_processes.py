@@ -63,6 +63,15 @@ def test_a_failure_in_one_process_ends_all(two_processes, wrapper):
         assert second["untouched"]
 
 
+def test_a_wrong_argument_in_one_process_ends_all(two_processes):
+    first, second = two_processes.run(steps.fitted, "none", [2, 3], of_rank_1={"ridge": -1.0})
+    wrong = "ValueError: ridge: expected a finite number, 0 or more, got -1.0"
+    assert second["error"] == wrong
+    assert first["error"] == f"OtherProcessError: rank 1 of 2 failed: {wrong}"
+    assert first["untouched"]
+    assert second["untouched"]
+
+
 def test_no_usable_pair_in_any_process(two_processes):
     for result in two_processes.run(steps.fitted, "none", [0, 0]):
         assert result["error"].startswith("ValueError: batches: expected at least one usable pair")
