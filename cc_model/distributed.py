@@ -141,10 +141,11 @@ def refuse_shards(model: nn.Module, state_dict: Any, is_main_process: bool) -> N
     """Raise when a save would write the shards of one process, or nothing, in the place of whole weights."""
     sharded = any(isinstance(module, FSDPModule) for module in model.modules())
     gathered = "get_model_state_dict of torch.distributed.checkpoint.state_dict with full_state_dict=True"
-    if state_dict is None and (sharded or is_partitioned(model)):
+    shards = sharded and any(isinstance(value, DTensor) for value in (state_dict or {}).values())
+    if shards or (state_dict is None and (sharded or is_partitioned(model))):
         raise ValueError(
-            f"state_dict: expected the whole weights of a sharded model, got None; all processes gather them "
-            f"({gathered}, or Accelerator.get_state_dict), then rank 0 saves"
+            f"state_dict: expected the whole weights of a sharded model, got {'shards' if shards else None}; all "
+            f"processes gather them ({gathered}, or Accelerator.get_state_dict), then rank 0 saves"
         )
     if sharded and is_main_process and not state_dict:
         raise ValueError(

@@ -16,6 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from datasets import Dataset
 from rich.console import Console
@@ -129,10 +130,15 @@ def run_sft(
     keep_options(trainer, options)
     if model_options.simulated_share > 0:
         trainer.add_callback(_simulated_training(model_options, collator, rows, arguments.seed))
+        if checkpoint is not None and model.cc.transform_matrix is None:
+            # A sharded model takes from a checkpoint what it has a place for.
+            model.cc.transform_matrix = torch.zeros(model.cc.hidden_size, model.cc.hidden_size)
     main_process = trainer.is_world_process_zero()
     if main_process:
         _announce(console, model, rows, options, checkpoint)
     trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.is_fsdp_enabled:  # its checkpoints may be sharded, the model is written whole
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model()
     if main_process:  # not before: a run that fails leaves an earlier model as it is
         remove_stale(folder, method, tokenizer)

@@ -29,14 +29,14 @@ def test_save_pretrained(two_processes, tmp_path):
 def test_a_save_of_shards_raises(two_processes, tmp_path):
     folder = tmp_path / "shards"
     first, second = two_processes.run(steps.refused_saves, str(folder))
-    assert len(first) == 3
-    assert set(first) == {
-        "state_dict: expected the whole weights of a sharded model, got None; all processes gather them "
+    message = (
+        "state_dict: expected the whole weights of a sharded model, got {}; all processes gather them "
         "(get_model_state_dict of torch.distributed.checkpoint.state_dict with full_state_dict=True, or "
         "Accelerator.get_state_dict), then rank 0 saves"
-    }
-    assert second[:3] == first
-    assert "got none of them; get_model_state_dict" in second[3]
+    )
+    assert first == [message.format(got) for got in (None, None, None, "shards")]
+    assert second[:4] == first
+    assert "got none of them; get_model_state_dict" in second[4]
     assert not folder.exists()
 
 

@@ -5,13 +5,15 @@ import re
 
 import pytest
 import torch
+from accelerate import FullyShardedDataParallelPlugin
 
 from cc_model import from_pretrained
 from cc_model.data.collator import ParallelCollator
-from cc_model.integrations.trainer import ROWS, histogram
+from cc_model.integrations.trainer import ROWS, CCTrainer, histogram
+from train.common.arguments import CollatorArguments, DataArguments, ModelArguments, SftArguments, parse
 from train.common.models import load_trained
 from train.data import build_rows
-from train.sft import main
+from train.sft import main, run_sft
 
 SCRATCH = {
     "model_type": "llama",
@@ -70,6 +72,22 @@ def test_cc_trains_saves_and_logs_decisions(config, tmp_path):
     assert torch.equal(again.cc.decision_maker.weight, model.cc.decision_maker.weight)
     # Generation stops where the template ends an answer.
     assert collator.tokenizer.eos_token_id in again.generation_config.eos_token_id
+
+
+def test_the_model_of_a_sharded_training_is_saved_whole(config, tmp_path, monkeypatch):
+    """accelerate's default for FSDP2 are sharded checkpoints; Trainer then writes no model at the end either."""
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, state_dict_type="SHARDED_STATE_DICT")
+
+    class Sharded(CCTrainer):
+        def train(self, *args, **kwargs):
+            result = super().train(*args, **kwargs)
+            self.is_fsdp_enabled = True
+            monkeypatch.setattr(self.accelerator.state, "fsdp_plugin", plugin, raising=False)
+            return result
+
+    groups = (ModelArguments, DataArguments, CollatorArguments, SftArguments)
+    run_sft(*parse(groups, "train.sft", "", [config(max_steps=1, save_strategy="no")]), kind=Sharded)
+    assert from_pretrained(tmp_path / "out").cc.num_layers == 2
 
 
 def test_vanilla_trains_a_stock_model_from_the_same_weights(config, tmp_path):
@@ -222,8 +240,6 @@ def test_help_names_what_a_newcomer_needs(capsys):
 
 
 def test_recipe_is_the_default():
-    from train.common.arguments import CollatorArguments, SftArguments
-
     options = SftArguments(use_cpu=True)
     assert (options.learning_rate, options.lr_scheduler_type, options.num_train_epochs) == (1e-5, "cosine", 3)
     assert options.get_warmup_steps(1000) == 100

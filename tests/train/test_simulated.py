@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from transformers import Trainer
 
 from cc_model import from_pretrained
 from train.data import build_rows
@@ -37,7 +38,7 @@ def losses(folder):
     return [entry["loss"] for entry in history if "loss" in entry]
 
 
-def test_sft_trains_saves_and_resumes(common, tmp_path):
+def test_sft_trains_saves_and_resumes(common, tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     sft([*common, "--output_dir", str(whole), "--max_steps", "6"])
     model = from_pretrained(whole)
@@ -49,7 +50,15 @@ def test_sft_trains_saves_and_resumes(common, tmp_path):
         for file in checkpoint.rglob("*"):
             file.unlink()
         checkpoint.rmdir()
+    places, load = [], Trainer._load_from_checkpoint
+
+    def loading(trainer, *args, **kwargs):
+        places.append(trainer.model.cc.transform_matrix.shape)  # without it FSDP2 leaves the checkpoint's out, or fails
+        load(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "_load_from_checkpoint", loading)
     sft([*common, *saving, "--output_dir", str(parts), "--max_steps", "6", "--resume_from_checkpoint", "true"])
+    assert places == [(32, 32)]
     assert losses(parts) == losses(whole)
     resumed = from_pretrained(parts)
     assert torch.equal(resumed.cc.transform_matrix, model.cc.transform_matrix)

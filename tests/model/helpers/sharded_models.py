@@ -67,7 +67,8 @@ def refused_saves(folder: str) -> list[str]:
     model = sharded(training_model())
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     messages = []
-    for options in ({}, {"is_main_process": False}, {"plain": True}, *([{"state_dict": state}] if not state else [])):
+    wrong = [{}, {"is_main_process": False}, {"plain": True}, {"state_dict": model.state_dict()}]
+    for options in (*wrong, *([] if state else [{"state_dict": state}])):
         try:
             model.save_pretrained(folder, **options)
         except ValueError as error:
