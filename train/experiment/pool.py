@@ -48,6 +48,7 @@ def run_all(
     stop_after: float | None = None,
     console: Console | None = None,
     only: Container[str] | None = None,
+    models: str | Path | None = None,
 ) -> list[dict[str, Any]]:
     """Run what is missing in `folder`; every result is written as it ends. Returns all results.
 
@@ -61,13 +62,17 @@ def run_all(
         stop_after: seconds after which no job is started.
         console: of rich; a new one if None.
         only: the conditions that run; all if None. Which others there are is part of what a result depends on.
+        models: the folder that keeps each trained model as `CONDITION-SEED`; None keeps none. What has run is not run
+            again for it.
 
     Raises:
-        ValueError: `jobs` is below 1, nothing can be written into the folder, or a seed's rows cannot be had.
+        ValueError: `jobs` is below 1, nothing can be written into a folder, or a seed's rows cannot be had.
     """
     if jobs < 1:
         raise ValueError(f"jobs: expected 1 or more, got {jobs}")
     console, root, start = open_console(console), output_folder(folder, "out"), time.monotonic()
+    if models is not None:
+        output_folder(models, "models")
     results = read_results(root, settings)
     others = [result for result in read_results(root) if result not in results]
     done = {(result["condition"], result["seed"]) for result in results}
@@ -91,7 +96,7 @@ def run_all(
                 if job is None:
                     break
                 waiting.remove(job)
-                running[pool.submit(_guarded, settings, *job, _teacher(settings, job, results))] = job
+                running[pool.submit(_guarded, settings, *job, _teacher(settings, job, results), models)] = job
             if waiting and not running:
                 say(console, f"{len(waiting)} jobs are left out, because their teacher failed")
                 waiting = []
@@ -134,12 +139,12 @@ def _one_thread() -> None:
 
 
 def _guarded(
-    settings: Settings, name: str, seed: int, teacher: dict[str, Any] | None
+    settings: Settings, name: str, seed: int, teacher: dict[str, Any] | None, models: str | Path | None
 ) -> tuple[dict[str, Any] | None, str]:
     from train.experiment.job import run_job
 
     try:
-        return run_job(settings, name, seed, teacher), ""
+        return run_job(settings, name, seed, teacher, models), ""
     except Exception:
         return None, traceback.format_exc(limit=12)
 
