@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
 import traceback
 from collections.abc import Container
@@ -84,7 +85,7 @@ def run_all(
     # Forked from a server that has imported everything, before any device is initialised.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train.experiment.job"])
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_worker) as pool:
         running: dict[Future[Any], Job] = {}
         while waiting or running:
             late = stop_after is not None and time.monotonic() - start > stop_after
@@ -130,12 +131,21 @@ def _line(result: dict[str, Any], elapsed: float) -> str:
     return f"{elapsed:5.0f} s  {result['condition']}, seed {result['seed']} ({times} s): {', '.join(shares)}"
 
 
-def _one_thread() -> None:
+def _worker() -> None:
+    """What a process does before its first job."""
     import torch
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)  # the processes are what runs in parallel
     torch.set_float32_matmul_precision("high")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _end_with_parent() -> None:
+    """End at once when the process that wants the results is gone, killed for one: nobody would keep them."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def _guarded(
