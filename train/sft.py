@@ -29,7 +29,7 @@ from cc_model.data.collator import ParallelCollator
 from cc_model.files import write_text
 from cc_model.integrations.trainer import CCTrainer, SimulatedTraining
 from train.common.arguments import CollatorArguments, DataArguments, ModelArguments, SftArguments, as_typed, parse
-from train.common.checkpoints import last_complete_checkpoint
+from train.common.checkpoints import RemoveEarlier, last_complete_checkpoint
 from train.common.console import open_console, say
 from train.common.english_in_prompt import make_collator
 from train.common.files import output_folder
@@ -128,6 +128,8 @@ def run_sft(
     joined, method = token_options.english_in_prompt, model_options.method
     trainer = make_trainer(model, collator, rows, arguments, eval_rows, method, console, kind, joined)
     keep_options(trainer, options)
+    if arguments.overwrite and checkpoint is None:
+        trainer.add_callback(RemoveEarlier(folder))
     if model_options.simulated_share > 0:
         trainer.add_callback(_simulated_training(model_options, collator, rows, arguments.seed))
         if checkpoint is not None and model.cc.transform_matrix is None:

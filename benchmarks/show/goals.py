@@ -207,7 +207,7 @@ GOALS: tuple[Goal, ...] = (
         pairs=_all("1b, static 1 x 512, ours, added_steps"),
     ),
     Goal(
-        "step ÷ stock step, 1B, 4 translations per English prompt",
+        "step ÷ stock step, 1B, 4 translations per English prompt, without a CUDA graph",
         0.92,
         pairs=_all(f"{_STEPS[0]}, 4 translations{_PER}"),
     ),

@@ -107,7 +107,7 @@ HEADLINES: tuple[Headline, ...] = (
     ),
     Headline("first token of a 1B model ÷ plain, eager", "1b, infer 1 x 512, {}, ratio", "ours", _PROMPT, "×"),
     Headline(
-        "the same of a tiny model, 8 translations of each English prompt, the head on labels",
+        "training step of a tiny model ÷ plain step, 8 translations of each English prompt, the head on labels",
         "tiny-8k, train 16 x 128, pivot 96, 8 translations per prompt, {}, ratio",
         "ours",
         {"vanilla-loss-only": "plain with the same head", **_STEP},
@@ -123,7 +123,7 @@ HEADLINES: tuple[Headline, ...] = (
         on="cpu",
     ),
     Headline(
-        "training step of a tiny model ÷ plain step",
+        "the same, 2 longer rows with the head on every token",
         "tiny, train 2 x 512, pivot 384, {}, ratio",
         "ours",
         _STEP,

@@ -9,8 +9,9 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cc_model import fit_transform_matrix
+from cc_model import fit_transform_matrix, from_pretrained
 from cc_model.data.collator import ParallelCollator
 from cc_model.data.prompt_batches import prompt_batches
 from train.experiment import job as jobs
@@ -159,9 +160,21 @@ def test_bf16_is_autocast_in_training_and_evaluation(config, bf16, monkeypatch):
 def test_results_of_other_settings_are_kept(run, config, tmp_path):
     _, finished, results, _ = run
     out = shutil.copytree(finished, tmp_path / "other")
-    main([str(config), "--out", str(out), "--only", "cc", "--steps", "1", "--seeds", "5"])
+    command = [str(config), "--out", str(out), "--only", "cc", "--steps", "1", "--seeds", "5"]
+    main([*command, "--models", str(tmp_path / "models")])
     assert len(read_results(out)) == len(results) + 2
-    assert {result["seed"] for result in read_results(out, read_settings(config, steps=1, seeds=[5]))} == {5}
+    settings = read_settings(config, steps=1, seeds=[5])
+    vanilla, cc = read_results(out, settings)
+    assert (vanilla["seed"], cc["seed"]) == (5, 5)
+    kept = from_pretrained(tmp_path / "models" / "cc-5")  # it answers as its result says
+    collator = ParallelCollator(AutoTokenizer.from_pretrained(tmp_path / "models" / "cc-5"), max_length=96)
+    for mode in ("english", "off"):
+        assert ask(settings, kept, collator, load(settings, 5).questions, mode) == cc["modes"][mode]
+    assert kept.cc.transform_matrix is None
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "models" / "vanilla-5")
+    asked = ask(settings, stock, collator, load(settings, 5).questions, "vanilla")
+    assert asked["correct"] == vanilla["modes"]["vanilla"]["correct"]
+    assert asked["nll"] == pytest.approx(vanilla["modes"]["vanilla"]["nll"], abs=1e-4)
 
 
 def cells(report, heading):
@@ -281,17 +294,3 @@ def test_wrong_configs(changes, message, tmp_path):
     path.write_text(json.dumps({**TINY, **changes}))
     with pytest.raises(ValueError, match=message):
         read_settings(path)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["no.yaml", "--out", "x"], r"config: expected a YAML file, found no no\.yaml"),
-        (["CONFIG"], "out: expected --out DIR, got none"),
-        (["CONFIG", "--out", "x", "--only", "y"], r"only: expected some of vanilla, cc, .*, got \['y'\]"),
-        (["CONFIG", "--out", "x", "--jobs", "0"], "jobs: expected 1 or more, got 0"),
-    ],
-)
-def test_wrong_command_lines(arguments, message, config):
-    with pytest.raises(SystemExit, match=message):
-        main([str(config) if argument == "CONFIG" else argument for argument in arguments])

@@ -113,3 +113,19 @@ def test_where_every_job_fails_the_last_line_says_so(tmp_path, capsys):
     with pytest.raises(SystemExit, match=r"^train\.experiment: no job has ended: there is nothing to report"):
         main([str(path), "--out", str(tmp_path / "out")])
     assert "vanilla, seed 0 failed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["no.yaml", "--out", "x"], r"config: expected a YAML file, found no no\.yaml"),
+        (["CONFIG"], "out: expected --out DIR, got none"),
+        (["CONFIG", "--out", "x", "--only", "y"], r"only: expected some of vanilla, cc, got \['y'\]"),
+        (["CONFIG", "--out", "x", "--jobs", "0"], "jobs: expected 1 or more, got 0"),
+        (["CONFIG", "--out", "OUT", "--models", "CONFIG"], "models: cannot write into the folder"),
+    ],
+)
+def test_wrong_command_lines(arguments, message, tmp_path):
+    config = written(tmp_path, **condition())
+    with pytest.raises(SystemExit, match=message):
+        main([{"CONFIG": str(config), "OUT": str(tmp_path)}.get(each, each) for each in arguments])

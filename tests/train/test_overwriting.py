@@ -71,6 +71,35 @@ def test_a_run_that_fails_leaves_the_model_as_it_is(command, tmp_path):
     assert before == {name: (out / name).read_bytes() for name in before}
 
 
+def checkpoints(folder):
+    return sorted(path.name for path in folder.glob("checkpoint-*"))
+
+
+def test_checkpoints_of_the_run_that_is_overwritten_are_not_resumed_from(command, tmp_path):
+    out, saving = tmp_path / "out", ("--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "2")
+    sft(command("cc", *saving, "--max_steps", "5"))
+    assert checkpoints(out) == ["checkpoint-4", "checkpoint-5"]
+    sft(command("cc", *saving, "--max_steps", "3", "--overwrite"))
+    assert checkpoints(out) == ["checkpoint-2", "checkpoint-3"]
+    sft(command("cc", *saving, "--max_steps", "4", "--resume_from_checkpoint", "true", "--overwrite"))
+    assert checkpoints(out) == ["checkpoint-3", "checkpoint-4"]  # a run that goes on replaces nothing
+    sft(command("cc", "--overwrite"))  # one that saves no checkpoint
+    assert checkpoints(out) == []
+
+
+def test_a_run_that_fails_before_its_first_checkpoint_leaves_the_earlier_ones(command, tmp_path, monkeypatch):
+    saving = ("--save_strategy", "steps", "--save_steps", "1")
+    sft(command("cc", *saving, "--max_steps", "2"))
+
+    def fail(*args, **kwargs):
+        raise ValueError("killed")
+
+    monkeypatch.setattr("cc_model.integrations.trainer.CCTrainer.training_step", fail)
+    with pytest.raises(SystemExit, match="killed"):
+        sft(command("cc", *saving, "--overwrite"))
+    assert checkpoints(tmp_path / "out") == ["checkpoint-1", "checkpoint-2"]
+
+
 def test_a_checkpoint_has_its_options_before_the_model_is_saved(command, tmp_path, monkeypatch):
     def fail(*args, **kwargs):
         raise ValueError("killed")

@@ -1,12 +1,16 @@
-"""Finding a checkpoint to resume from."""
+"""Finding a checkpoint to resume from, and removing those of a run that another one replaces."""
 
 from __future__ import annotations
 
 import json
 import logging
 import re
+import shutil
 from pathlib import Path
+from typing import Any
 
+from accelerate import PartialState
+from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -29,13 +33,53 @@ def last_complete_checkpoint(folder: str | Path) -> str | None:
         >>> Path(last_complete_checkpoint(folder)).name
         'checkpoint-2'
     """
-    numbered = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
-    found = [(int(match[1]), path) for path in Path(folder).glob("*") if (match := numbered.fullmatch(path.name))]
-    for _, path in sorted(found, reverse=True):
+    for path in reversed(_checkpoints(folder)):
         if _is_complete(path):
             return str(path)
         logger.warning("%s was not written to its end and is left out", path)
     return None
+
+
+class RemoveEarlier(TrainerCallback):
+    """Removes the checkpoints that `folder` holds now, when the run that replaces theirs saves for the first time.
+
+    Left there, they would be counted by `save_total_limit`, and one of a later step would be resumed from. Until then
+    they stay: a run that fails before its first checkpoint costs nothing of an earlier one.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.earlier = _checkpoints(folder)
+        self.left = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Before Trainer writes a checkpoint, and removes those past its limit."""
+        if control.should_save:
+            self.remove(state.is_world_process_zero)
+
+    on_epoch_end = on_step_end
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Where no checkpoint was written."""
+        self.remove(state.is_world_process_zero)
+
+    def remove(self, here: bool) -> None:
+        """Remove them if this process is the first one (`here`); every process goes on when they are gone."""
+        if not self.left:
+            return
+        self.left = False
+        if here:
+            for path in self.earlier:  # first what makes it a checkpoint: half of one is none
+                (path / TRAINER_STATE_NAME).unlink(missing_ok=True)
+            for path in self.earlier:
+                shutil.rmtree(path)
+        PartialState().wait_for_everyone()
+
+
+def _checkpoints(folder: str | Path) -> list[Path]:
+    """By their steps."""
+    numbered = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
+    found = [(int(match[1]), path) for path in Path(folder).glob("*") if (match := numbered.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
 
 
 def _is_complete(checkpoint: Path) -> bool:
@@ -46,4 +90,4 @@ def _is_complete(checkpoint: Path) -> bool:
     return True
 
 
-__all__ = ["last_complete_checkpoint"]
+__all__ = ["RemoveEarlier", "last_complete_checkpoint"]

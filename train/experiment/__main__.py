@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--only", nargs="+", metavar="CONDITION", help="these conditions, and with them vanilla and their teachers"
     )
+    parser.add_argument("--models", metavar="DIR", help="keep each trained model there, without a matrix")
     parser.add_argument("--prepare", metavar="DIR", help="only write the rows there, for a machine without Babel")
     parser.add_argument("--report", action="store_true", help="only write the report of what is in --out")
     options = parser.parse_args(arguments)
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.report:
             results = read_results(options.out, settings)
         else:
-            results = run_all(settings, options.out, options.jobs, options.stop_after, console, wanted)
+            results = run_all(settings, options.out, options.jobs, options.stop_after, console, wanted, options.models)
             if not results:
                 raise ValueError("no job has ended: there is nothing to report, and what failed is told above")
         say(console, f"report: {write_report(settings, results, Path(options.out))}")

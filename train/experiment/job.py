@@ -6,6 +6,7 @@ import gc
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +29,9 @@ from train.experiment.training import Trained, make_model, train
 IGNORE = -100
 
 
-def run_job(settings: Settings, name: str, seed: int, teacher: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def run_job(
+    settings: Settings, name: str, seed: int, teacher: Mapping[str, Any] | None = None, models: str | Path | None = None
+) -> dict[str, Any]:
     """Train one condition with one seed and evaluate it.
 
     Args:
@@ -36,6 +39,7 @@ def run_job(settings: Settings, name: str, seed: int, teacher: Mapping[str, Any]
         name: of the condition.
         seed: of all that is random.
         teacher: the result of the condition's teacher with this seed, where it has one.
+        models: the folder that keeps the trained model as `NAME-SEED`, without a matrix; None keeps none.
 
     Returns:
         `condition`, `seed`, `fingerprint`; `modes`: per way of answering `correct` (a string of 0 and 1, one per
@@ -55,6 +59,9 @@ def run_job(settings: Settings, name: str, seed: int, teacher: Mapping[str, Any]
         trained = train(settings, condition, model, collator, data, seed, kind=kind)
         gc.collect()  # the trainer and its optimizer hold each other
         middle = time.perf_counter()
+        if models is not None:
+            for part in (model, collator.tokenizer):
+                part.save_pretrained(Path(models) / f"{name}-{seed}")
         with torch.autocast(model.device.type, torch.bfloat16, enabled=settings.bf16):
             modes, maps = evaluate(settings, name, model.eval(), collator, data)
             taught = _teaching(settings, name, model, collator, data) if settings.taught else {}

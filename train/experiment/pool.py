@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
 import traceback
 from collections.abc import Container
@@ -48,6 +49,7 @@ def run_all(
     stop_after: float | None = None,
     console: Console | None = None,
     only: Container[str] | None = None,
+    models: str | Path | None = None,
 ) -> list[dict[str, Any]]:
     """Run what is missing in `folder`; every result is written as it ends. Returns all results.
 
@@ -61,13 +63,17 @@ def run_all(
         stop_after: seconds after which no job is started.
         console: of rich; a new one if None.
         only: the conditions that run; all if None. Which others there are is part of what a result depends on.
+        models: the folder that keeps each trained model as `CONDITION-SEED`; None keeps none. What has run is not run
+            again for it.
 
     Raises:
-        ValueError: `jobs` is below 1, nothing can be written into the folder, or a seed's rows cannot be had.
+        ValueError: `jobs` is below 1, nothing can be written into a folder, or a seed's rows cannot be had.
     """
     if jobs < 1:
         raise ValueError(f"jobs: expected 1 or more, got {jobs}")
     console, root, start = open_console(console), output_folder(folder, "out"), time.monotonic()
+    if models is not None:
+        output_folder(models, "models")
     results = read_results(root, settings)
     others = [result for result in read_results(root) if result not in results]
     done = {(result["condition"], result["seed"]) for result in results}
@@ -79,7 +85,7 @@ def run_all(
     # Forked from a server that has imported everything, before any device is initialised.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["train.experiment.job"])
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_worker) as pool:
         running: dict[Future[Any], Job] = {}
         while waiting or running:
             late = stop_after is not None and time.monotonic() - start > stop_after
@@ -91,7 +97,7 @@ def run_all(
                 if job is None:
                     break
                 waiting.remove(job)
-                running[pool.submit(_guarded, settings, *job, _teacher(settings, job, results))] = job
+                running[pool.submit(_guarded, settings, *job, _teacher(settings, job, results), models)] = job
             if waiting and not running:
                 say(console, f"{len(waiting)} jobs are left out, because their teacher failed")
                 waiting = []
@@ -125,21 +131,30 @@ def _line(result: dict[str, Any], elapsed: float) -> str:
     return f"{elapsed:5.0f} s  {result['condition']}, seed {result['seed']} ({times} s): {', '.join(shares)}"
 
 
-def _one_thread() -> None:
+def _worker() -> None:
+    """What a process does before its first job."""
     import torch
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)  # the processes are what runs in parallel
     torch.set_float32_matmul_precision("high")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def _end_with_parent() -> None:
+    """End at once when the process that wants the results is gone, killed for one: nobody would keep them."""
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
+
+
 def _guarded(
-    settings: Settings, name: str, seed: int, teacher: dict[str, Any] | None
+    settings: Settings, name: str, seed: int, teacher: dict[str, Any] | None, models: str | Path | None
 ) -> tuple[dict[str, Any] | None, str]:
     from train.experiment.job import run_job
 
     try:
-        return run_job(settings, name, seed, teacher), ""
+        return run_job(settings, name, seed, teacher, models), ""
     except Exception:
         return None, traceback.format_exc(limit=12)
 
