@@ -208,9 +208,10 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, save and print; 1 when tokens are not equal."""
     command = parser()
     arguments = command.parse_args(argv)
-    for name in ("requests", "tokens", "batch", "rounds"):
-        if getattr(arguments, name) < 1:
-            command.error(f"--{name}: expected 1 or more, got {getattr(arguments, name)}")
+    for name in ("requests", "tokens", "batch", "rounds", "layers"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            command.error(f"--{name}: expected 1 or more, got {value}")
     if not 1 <= arguments.prompts[0] <= arguments.prompts[1]:
         command.error(f"--prompts: expected 1 ≤ from ≤ to, got {arguments.prompts}")
     if torch.cuda.is_available():

@@ -122,6 +122,7 @@ def run_evaluate(options: EvaluateArguments, console: Console | None = None) -> 
         pair: load_task(*pair, data=options.data, limit=options.limit, max_new_tokens=options.max_new_tokens)
         for pair in tqdm(pairs, desc="rows", unit="language", leave=False)
     }
+    _check_room(options.max_length, tasks)
     results = []
     lm: Any = None
     loaded = ""
@@ -218,6 +219,15 @@ def _check(options: EvaluateArguments) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"{name}: expected a positive number, got {value}")
+
+
+def _check_room(length: int | None, tasks: dict[Any, Any]) -> None:
+    """ValueError where nothing of a prompt would be left beside an answer."""
+    answer = max((task.config.generation_kwargs or {}).get("max_gen_toks", 0) for task in tasks.values())
+    if length is not None and length <= answer:
+        raise ValueError(
+            f"max_length: expected more than the {answer} tokens of an answer (max_new_tokens), got {length}"
+        )
 
 
 def _check_reads_no_english(name: str, folder: str | None) -> None:

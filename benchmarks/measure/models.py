@@ -101,7 +101,7 @@ def build(name: str, device: torch.device, dtype: torch.dtype, layers: int | Non
         seed: of the random weights.
 
     Raises:
-        ValueError: `name` is neither registered nor a folder; `layers` for a folder.
+        ValueError: `name` is neither registered nor a folder; `layers` for a folder, or below 1.
 
     Example:
         >>> build("tiny", torch.device("cpu"), torch.float32, layers=2).config.num_hidden_layers
@@ -112,13 +112,15 @@ def build(name: str, device: torch.device, dtype: torch.dtype, layers: int | Non
             raise ValueError(f"layers: expected none for a saved model, got {layers}")
         loaded: Any = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
         return loaded.to(device).eval()
+    if layers is not None and layers < 1:
+        raise ValueError(f"layers: expected 1 or more, got {layers}")
     shape = shape_of(name)
     config = AutoConfig.for_model(
         **{
             **_FIELDS[name][1],
             "hidden_size": shape.hidden,
             "intermediate_size": shape.intermediate,
-            "num_hidden_layers": layers or shape.layers,
+            "num_hidden_layers": shape.layers if layers is None else layers,
             "max_position_embeddings": 32768,
             "bos_token_id": None,
             "eos_token_id": None,

@@ -19,5 +19,13 @@ class ConnectedCausalLM:
         return cc_model.from_pretrained(directory, **hf_kwargs)
 
     @classmethod
+    def _from_config(cls, config: Any, **kwargs: Any) -> Any:
+        """What `AutoModelForCausalLM.from_config` asks for new weights: ValueError, none are connected."""
+        raise ValueError(
+            "trust_remote_code: expected False with from_config, which makes new weights and so the plain model, got "
+            "True; from_pretrained loads the model with its connection, cc_model.patch_model makes a new one"
+        )
+
+    @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoModel") -> None:
         """Transformers calls it so that a save copies the class's file; `save_pretrained` copies this one, if told."""

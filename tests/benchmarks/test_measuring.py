@@ -86,6 +86,11 @@ def test_flops_of_a_capture():
     assert counts[0] - counts[1] == body_flops(model.config, 3, 10) - capture_flops(model.config, 3, 10) > 0
 
 
+def test_a_model_without_layers():
+    with pytest.raises(ValueError, match="layers: expected 1 or more, got 0"):
+        build("tiny", CPU, torch.float32, layers=0)
+
+
 def test_predicted_ratios():
     config = build("tiny", CPU, torch.float32, layers=2).config
     plain = 3 * (body_flops(config, 2, 8) + head_flops(config, 2, 8))

@@ -116,6 +116,7 @@ def test_table():
     ("arguments", "message"),
     [
         (["--requests", "0"], "--requests: expected 1 or more, got 0"),
+        (["--layers", "0"], "--layers: expected 1 or more, got 0"),
         (["--prompts", "9", "4"], "--prompts: expected 1 ≤ from ≤ to, got [9, 4]"),
         ([], "expected vLLM to be installed, found none; make serving"),
         (["--model", "2b"], "invalid choice: '2b'"),

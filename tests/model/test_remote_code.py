@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, dynamic_module_utils, pipeline
+from transformers import AutoConfig, AutoModelForCausalLM, dynamic_module_utils, pipeline
 from word_tokenizers import make_tokenizer
 
 from cc_model import from_pretrained, patch_model
@@ -54,6 +54,13 @@ def test_auto_model_connects_if_it_trusts_the_folder(folder):
     assert not hasattr(plain, "cc")
     assert generate(plain) != expected
     assert generate(from_pretrained(folder, trust_remote_code=True)) == expected
+
+
+def test_a_config_alone_has_no_connection(folder):
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    with pytest.raises(ValueError, match="trust_remote_code: expected False with from_config"):
+        AutoModelForCausalLM.from_config(config, trust_remote_code=True)
+    assert not hasattr(AutoModelForCausalLM.from_config(config), "cc")
 
 
 @pytest.mark.parametrize("batch", [1, 2])

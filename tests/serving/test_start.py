@@ -31,6 +31,7 @@ def settings(folder, **options):
         ({"kv_transfer_config": {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}}, "a KV connector"),
         ({"enable_lora": True}, "LoRA adapters"),
         ({"load_format": "dummy"}, "load_format=dummy"),
+        ({"load_format": "sharded_state"}, "load_format=sharded_state"),
         ({"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}, "scheduler_cls="),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -49,6 +50,7 @@ def test_settings_that_cannot_be_exact(folder, options, name):
         ("parallel_config.enable_dbo", True, "enable_dbo"),
         ("cache_config.kv_sharing_fast_prefill", True, "kv_sharing_fast_prefill"),
         ("model_config.runner_type", "pooling", "a pooling runner"),
+        ("model_config.enable_sleep_mode", True, "enable_sleep_mode"),
     ],
 )
 def test_settings_that_a_cpu_turns_off(folder, place, value, name):
@@ -72,6 +74,13 @@ def test_cohere_is_not_split(tmp_path):
     make_model("cohere", tie_word_embeddings=True).save_pretrained(tmp_path, serve=True)
     with pytest.raises(ValueError, match="tensor_parallel_size above 1 for CohereForCausalLM"):
         settings(tmp_path, tensor_parallel_size=2)
+
+
+def test_another_family_than_the_folder_s(tmp_path):
+    """vLLM's Llama reads the weights of Qwen2 without its biases, and answers."""
+    make_model("qwen2").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"expected CCQwen2ForCausalLM, because .* got CCLlamaForCausalLM"):
+        settings(tmp_path, hf_overrides={"architectures": ["CCLlamaForCausalLM"]})
 
 
 def test_the_scheduler_and_the_key_of_compiled_graphs(folder):
@@ -144,6 +153,19 @@ def test_weights_without_a_matrix(tmp_path):
     weights = patch_model(tiny_model()).state_dict()
     with pytest.raises(ValueError, match=r"expected the weights cc\.transform_matrix"):
         loader.load_weights(weights.items())
+
+
+def test_weights_are_loaded_again(model, folder, tmp_path):
+    """Training that serves between its steps hands an engine new weights."""
+    other = make_model()
+    other.cc.transform_matrix = -model.cc.transform_matrix
+    other.save_pretrained(tmp_path)
+    engine, (prompt,) = start(folder), prompts_of([40])
+    wanted = [generate(each, prompt, 4) for each in (model, other)]
+    assert wanted[0] != wanted[1]
+    for path, expected in zip((folder, tmp_path), wanted):
+        engine.collective_rpc("reload_weights", kwargs={"weights_path": str(path)})
+        assert serve(engine, [prompt], greedy(4)) == [expected]
 
 
 def test_a_folder_without_options(tmp_path):

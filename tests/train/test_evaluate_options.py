@@ -72,6 +72,10 @@ def test_command_line(root, tmp_path, capsys):
         ({"data": "nowhere"}, "data: expected a file xnli.jsonl in 'nowhere', found none"),
         ({"limit": 0}, "limit: expected a positive number, got 0"),
         ({"batch_size": 0}, "batch_size: expected a positive number, got 0"),
+        (
+            {"benchmarks": "xlsum", "max_length": 128},
+            "max_length: expected more than the 128 tokens of an answer .*got 128",
+        ),
         ({"engine_options": "{}"}, "engine_options: expected none with --engine hf, got '{}'"),
         ({"engine": "vllm", "device": "cpu"}, "device: expected auto with --engine vllm, which finds its own, got 'cp"),
         ({"engine": "vllm", "engine_options": '{"seed": 1}'}, "engine_options: expected some of tensor.*, got 'seed'"),

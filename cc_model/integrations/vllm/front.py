@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from cc_model.integrations.vllm.families import FAMILIES, stock_architecture
+from transformers.utils import cached_file
+
+from cc_model.integrations.vllm.families import FAMILIES, PREFIX, stock_architecture
 from cc_model.integrations.vllm.names import check_names, wrap
 from cc_model.integrations.vllm.requests import connection_index
 
 SCHEDULER = "cc_model.integrations.vllm.scheduler.make_scheduler"
+WITHOUT_LOADING = ("dummy", "sharded_state", "runai_streamer_sharded")  # formats past `load_weights`
 
 
 def request_index(request: Any) -> int | None:
@@ -31,7 +36,9 @@ def refuse_settings(config: Any) -> None:
     parallel, own = config.parallel_config, config.scheduler_config
     stock = stock_architecture(config.model_config.architecture)
     passes = config.compilation_config.pass_config
-    scheduler = own.scheduler_cls
+    scheduler, load_format = own.scheduler_cls, config.load_config.load_format
+    if stock:
+        _refuse_another_family(config.model_config, stock)
     refused = {
         "pipeline_parallel_size above 1": parallel.pipeline_parallel_size > 1,
         "sequence parallelism (pass_config.enable_sp)": bool(getattr(passes, "enable_sp", False)),
@@ -44,7 +51,8 @@ def refuse_settings(config: Any) -> None:
         "prompt embeddings (enable_prompt_embeds)": config.model_config.enable_prompt_embeds,
         "kv_sharing_fast_prefill": config.cache_config.kv_sharing_fast_prefill,
         "LoRA adapters (merge them first)": config.lora_config is not None,
-        "load_format=dummy": config.load_config.load_format == "dummy",
+        f"load_format={load_format}": load_format in WITHOUT_LOADING,
+        "enable_sleep_mode": config.model_config.enable_sleep_mode,
         "a pooling runner": config.model_config.runner_type != "generate",
         f"scheduler_cls={scheduler!r}": scheduler is not None and scheduler != SCHEDULER,
         f"tensor_parallel_size above 1 for {stock}": bool(
@@ -54,6 +62,18 @@ def refuse_settings(config: Any) -> None:
     found = [name for name, present in refused.items() if present]
     if found:
         raise ValueError(f"a model with the cross-lingual connection cannot be served with {', '.join(found)}")
+
+
+def _refuse_another_family(model_config: Any, stock: str) -> None:
+    """ValueError where `config.json` names another family, whose weights vLLM may load, and answer wrongly with."""
+    options = {"revision": model_config.revision, "_raise_exceptions_for_missing_entries": False}
+    path = cached_file(model_config.model, "config.json", **options)
+    names = json.loads(Path(path).read_text(encoding="utf-8")).get("architectures") if path else None
+    if names and names[0].removeprefix(PREFIX) != stock:
+        raise ValueError(
+            f"architectures: expected {PREFIX}{names[0].removeprefix(PREFIX)}, because config.json in "
+            f"{model_config.model} names {names[0]}, got {PREFIX}{stock}"
+        )
 
 
 def check_requests_in_front() -> None:

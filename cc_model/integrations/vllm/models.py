@@ -29,6 +29,7 @@ class ConnectedModel:
     """What a connected class adds to vLLM's class of the same family."""
 
     cc_family: Family
+    cc: CrossLingualConnection
 
     def __init__(self, *, vllm_config: Any, prefix: str = "", **kwargs: Any) -> None:
         check_names("model")
@@ -39,13 +40,13 @@ class ConnectedModel:
         layers = attrgetter(self.cc_family.layers)(self)
         if not options.inject_layer < len(layers):
             raise ValueError(f"inject_layer: expected a layer below {len(layers)}, got {options.inject_layer}")
-        self.cc = CrossLingualConnection(
-            options, len(layers), model_config.get_hidden_size(), 0.0, None, model_config.dtype
-        )
+        width, dtype = model_config.get_hidden_size(), model_config.dtype
+        # No submodule: vLLM's reloading empties those, and takes a buffer away that came with the weights.
+        self.__dict__["cc"] = CrossLingualConnection(options, len(layers), width, 0.0, None, dtype)
         self.cc_loaded = False
         device = self.cc.decision_maker.weight.device
         slots = vllm_config.scheduler_config.max_num_seqs
-        self.cc_rows = Rows(self.cc, slots, model_config.dtype, device, inner.embed_input_ids)
+        self.cc_rows = Rows(self.cc, slots, dtype, device, inner.embed_input_ids)
         for number, layer in enumerate(layers):
             name = f"{prefix}.cc.{number}" if prefix else f"cc.{number}"
             register_layer(vllm_config, name, self.cc_rows.of_layer(number))

@@ -30,7 +30,9 @@ NAMES: dict[str, dict[str, tuple[str, ...]]] = {
         f"{_CONFIG}:CacheConfig": ("kv_sharing_fast_prefill",),
         f"{_CONFIG}:CompilationConfig": ("pass_config",),
         f"{_CONFIG}:LoadConfig": ("load_format",),
-        f"{_CONFIG}:ModelConfig": ("architecture", "enable_prompt_embeds", "runner_type"),
+        f"{_CONFIG}:ModelConfig": (
+            *("architecture", "enable_prompt_embeds", "enable_sleep_mode", "model", "revision", "runner_type"),
+        ),
         f"{_CONFIG}:ParallelConfig": (
             *("decode_context_parallel_size", "enable_dbo", "pipeline_parallel_size", "prefill_context_parallel_size"),
             *("tensor_parallel_size", "use_sequence_parallel_moe"),

@@ -83,7 +83,13 @@ class Rows:
         return LayerRows(self, self.bank[layer], self.captured, added, self.update)
 
     def begin(self, request: str, index: int, token: int) -> None:
-        """Follow a request from its first token, or anew after it lost its keys and values."""
+        """Follow a request from its first token, or anew after it lost its keys and values.
+
+        Raises:
+            RuntimeError: the connection has no matrix, so its weights were not loaded.
+        """
+        if self.connection.transform_matrix is None:
+            raise RuntimeError("load_format: expected one that loads by `load_weights`, got a model without a matrix")
         self.forget(request)
         self._waiting[request] = Followed(index, token)
 

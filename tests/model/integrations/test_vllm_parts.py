@@ -55,6 +55,13 @@ def test_a_token_is_captured_and_then_added_to(model, rows):
     assert rows.idle, "nothing is left to do for either"
 
 
+def test_weights_that_were_never_loaded_are_noticed(model, rows):
+    """A format of vLLM's that fills modules itself knows nothing of the connection."""
+    model.cc.transform_matrix = None
+    with pytest.raises(RuntimeError, match=r"load_format: .* got a model without a matrix"):
+        rows.begin("a", index=2, token=7)
+
+
 @torch.no_grad()
 def test_a_request_that_begins_anew_is_captured_again(rows):
     for _ in range(5):  # more often than there are slots
