@@ -136,7 +136,11 @@ def verdict(found: Estimate) -> str:
     Example:
         >>> verdict(estimate([1.0, 2.0, 3.0]))
         '+2.0 ± 2.5 points: no clear difference'
+        >>> verdict(estimate([23.7]))
+        '+23.7 points: one seed, no interval'
     """
+    if found.half is None:
+        return f"{signed(found, 1)} points: one seed, no interval"
     word = ("clearly higher" if found.mean > 0 else "clearly lower") if found.clear else "no clear difference"
     return f"{signed(found, 1)} points: {word}"
 
