@@ -20,7 +20,7 @@ LISTED = {
 }
 PLACES = {place.replace(":", ".") for part in NAMES.values() for place in part}
 STANDARD = (dict, list, str, type, torch.Tensor, torch.nn.Module, logging.Logger, inspect.Signature, hashlib.sha256())
-COMMON = {"_replace", "arguments"}.union(*map(dir, STANDARD))
+COMMON = {"_replace", "arguments", "read_text"}.union(*map(dir, STANDARD))
 OURS = {
     *("_counters", "addend", "again", "apply_", "attempt", "begin", "connected", "decision_maker", "finish", "forget"),
     *("from_json", "hasher", "inc", "inject_layer", "layers", "module", "name", "of_layer", "plan", "tensor_parallel"),
