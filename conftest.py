@@ -1,8 +1,9 @@
-"""What pytest leaves out, and the record of the versions that the tests held with.
+"""What pytest leaves out, what its garbage collection leaves out, and the record of versions that the tests held with.
 
 Modules whose optional library is not installed cannot be imported for their examples.
 """
 
+import gc
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,6 +17,20 @@ collect_ignore = [path for library, paths in _OPTIONAL.items() if not find_spec(
 def pytest_addoption(parser):
     """`--record-versions FILE`, see `benchmarks.measure.versions`."""
     parser.addoption("--record-versions", type=Path, metavar="FILE", help="add this run to a record of versions")
+
+
+def pytest_collection_finish(session):
+    """Libraries and thousands of tests stay to the end, so no collection looks through them again.
+
+    accelerate and Trainer collect after each step or file, which took most of the time of some tests.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure(config):
+    """Let the end of the process collect all of it; some libraries report what is left then."""
+    gc.unfreeze()
 
 
 def pytest_terminal_summary(terminalreporter, config):
