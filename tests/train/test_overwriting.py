@@ -1,6 +1,7 @@
 """train.sft into a folder that holds a model: refused without --overwrite, whole with it, and intact where it fails."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -79,8 +80,13 @@ def test_checkpoints_of_the_run_that_is_overwritten_are_not_resumed_from(command
     out, saving = tmp_path / "out", ("--save_strategy", "steps", "--save_steps", "1", "--save_total_limit", "2")
     sft(command("cc", *saving, "--max_steps", "5"))
     assert checkpoints(out) == ["checkpoint-4", "checkpoint-5"]
+    elsewhere = shutil.move(out / "checkpoint-5", tmp_path / "kept elsewhere")
+    (out / "checkpoint-5").symlink_to(elsewhere)
+    (out / "checkpoint-9").write_text("a file")
     sft(command("cc", *saving, "--max_steps", "3", "--overwrite"))
-    assert checkpoints(out) == ["checkpoint-2", "checkpoint-3"]
+    assert checkpoints(out) == ["checkpoint-2", "checkpoint-3", "checkpoint-9"]
+    assert (elsewhere / "trainer_state.json").is_file()
+    (out / "checkpoint-9").unlink()
     sft(command("cc", *saving, "--max_steps", "4", "--resume_from_checkpoint", "true", "--overwrite"))
     assert checkpoints(out) == ["checkpoint-3", "checkpoint-4"]  # a run that goes on replaces nothing
     sft(command("cc", "--overwrite"))  # one that saves no checkpoint

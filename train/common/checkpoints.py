@@ -68,10 +68,13 @@ class RemoveEarlier(TrainerCallback):
             return
         self.left = False
         if here:
-            for path in self.earlier:  # first what makes it a checkpoint: half of one is none
+            for link in (path for path in self.earlier if path.is_symlink()):  # what it names is left alone
+                link.unlink()
+            folders = [path for path in self.earlier if path.is_dir()]
+            for path in folders:  # first what makes it a checkpoint: half of one is none
                 (path / TRAINER_STATE_NAME).unlink(missing_ok=True)
-            for path in self.earlier:
-                shutil.rmtree(path)
+            for path in folders:
+                shutil.rmtree(path, ignore_errors=True)  # a file that is held open must not end a training
         PartialState().wait_for_everyone()
 
 
